@@ -1,0 +1,89 @@
+"""What a gate is good for: hold it at a constant and see what the model loses.
+
+A gate whose weight rows are zero is the sigmoid of its bias alone, at every step and for every input. So a clamped
+layer needs no loop of our own: the same module with edited rows *is* the layer with the gate held, packed, stacked,
+bidirectional and at full speed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..cells import Cell
+
+Hold = Literal["mean", "zero", "one"]
+FAR = 40.0  # sigmoid(-40) = 4e-18 and sigmoid(40) = 1 exactly in float32
+
+
+def ablatable(module: nn.Module) -> bool:
+    """Whether gates of this module can be held: those of torch's own LSTM and GRU."""
+    return isinstance(module, (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell))
+
+
+def with_plain_weights(module: nn.Module) -> nn.Module:
+    """The module itself, or one of the same kind and weights that has a bias and no parametrizations.
+
+    ``module`` must be a copy of the user's: its parametrizations are removed.
+    """
+    if parametrize.is_parametrized(module):
+        for name in list(module.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(module, name)
+    if module.bias:
+        return module
+    options = {"bias": True, "device": "meta"}
+    if isinstance(module, nn.RNNBase):
+        options |= {key: getattr(module, key) for key in ("num_layers", "batch_first", "dropout", "bidirectional")}
+        options |= {"proj_size": module.proj_size} if isinstance(module, nn.LSTM) else {}
+    biased = type(module)(module.input_size, module.hidden_size, **options)
+    weights = dict(module.state_dict())
+    like = next(iter(weights.values()))
+    for name, parameter in biased.named_parameters():
+        if name not in weights:
+            weights[name] = like.new_zeros(parameter.shape)
+    biased.load_state_dict(weights, assign=True)
+    return biased.train(module.training)
+
+
+@torch.no_grad()
+def hold_gate(module: nn.Module, cell: Cell, gate: str, value: NDArray[np.float64]) -> dict[str, Tensor]:
+    """Hold one gate of one cell at ``value (H,)`` in [0, 1] by editing the module's weights in place.
+
+    Returns:
+        The weights as they were, for `restore`.
+
+    Raises:
+        ValueError: when the cell has no such gate.
+    """
+    if gate not in cell.gates:
+        raise ValueError(f"gate must be one of {', '.join(cell.gates)}, got {gate!r}")
+    # torch's row blocks; its z is the share of the old state, our update that of the new one.
+    row = {"input": 0, "forget": 1, "output": 3, "reset": 0, "update": 1}[gate]
+    suffix = "" if cell.place.stepwise else f"_{cell.name}"
+    rows = slice(row * cell.units, (row + 1) * cell.units)
+    logit = np.clip(np.log(np.maximum(value, 1e-30)) - np.log(np.maximum(1.0 - value, 1e-30)), -FAR, FAR)
+    before: dict[str, Tensor] = {}
+    for name in ("weight_ih", "weight_hh", "bias_hh", "bias_ih"):
+        parameter = getattr(module, name + suffix)
+        before[name + suffix] = parameter.detach().clone()
+        parameter[rows] = 0.0
+    bias = torch.from_numpy(-logit if gate == "update" else logit)
+    parameter[rows] = bias.to(parameter.device, parameter.dtype)
+    return before
+
+
+@torch.no_grad()
+def restore(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Undo `hold_gate`."""
+    for name, weight in weights.items():
+        getattr(module, name).copy_(weight)
+
+
+def held_value(hold: Hold, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where a gate is held: at each unit's own mean, closed, or open."""
+    return mean if hold == "mean" else np.full_like(mean, 0.0 if hold == "zero" else 1.0)

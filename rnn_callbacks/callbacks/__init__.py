@@ -1,0 +1,1 @@
+"""Lightning callbacks: when to look, and at what."""

@@ -1,0 +1,386 @@
+"""When to look, what to listen to, and how not to be in the way: what all callbacks share."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
+
+from .. import sinks
+from ..capture import Recorder
+from ..rebuild import Trace, traces
+from ..report import Report
+from ..tape import Tape
+from .guard import RecurrentHealthWarning, check_choice, check_share, check_whole_number, find_modules, undisturbed_rng
+from .schedule import Schedule
+
+Observe = Literal["validation", "train"]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a callback is given to analyse."""
+
+    trainer: pl.Trainer
+    pl_module: pl.LightningModule
+    tapes: dict[str, Tape]  # by module; only modules that were called
+    epoch: int
+    step: int
+
+    def cells(self, module: str) -> dict[str, list[Trace]]:
+        """Traces of every cell of a module, by cell name."""
+        found: dict[str, list[Trace]] = {}
+        for call in self.tapes[module].calls:
+            for trace in traces(call):
+                found.setdefault(trace.cell.name, []).append(trace)
+        return found
+
+
+class EpochCallback(pl.Callback, ABC):
+    """Listens to passes that run anyway, and looks at what it heard when an epoch's validation is over.
+
+    A subclass sets `noun` and writes `analyse`; it is then scheduled, logged, saved and guarded like the others.
+
+    Args:
+        module: dotted name, or names, of the recurrent modules to watch; all of them by default.
+        observe: ``validation`` listens to validation batches; ``train`` to the first batches of each training epoch,
+            for models without validation (dropout is then on, and weights move between batches).
+        every_n_epochs: look at every n-th epoch; by default as often as `max_overhead` allows, at most every epoch,
+            the first and the last one always.
+        figure_every_n_epochs: draw at every n-th epoch; by default as often as `max_overhead` allows, at the first and
+            the last look always.
+        max_overhead: share of the training time that looking may take; half of it for numbers, half for pictures.
+        max_sequences: how many sequences to analyse, the same first ones at every look.
+        on_error: ``warn`` says once that an analysis failed and lets the training go on; ``raise`` stops it.
+    """
+
+    noun: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        module: str | list[str] | None = None,
+        observe: Observe = "validation",
+        every_n_epochs: int | None = None,
+        figure_every_n_epochs: int | None = None,
+        max_overhead: float = 0.02,
+        max_sequences: int = 256,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        self.module = module
+        self.observe = observe
+        self.every_n_epochs = every_n_epochs
+        self.figure_every_n_epochs = figure_every_n_epochs
+        self.max_overhead = max_overhead
+        self.max_sequences = max_sequences
+        self.on_error = on_error
+        self._modules: dict[str, nn.Module] = {}
+        self._recorder: Recorder | None = None
+        self._forget_run()
+        self._looks = 0
+        self._failed_looks = 0
+        self._said: set[str] = set()
+
+    def _forget_run(self) -> None:
+        self._folder: str | None = None
+        self._fresh = False  # whether something was heard that was not looked at yet
+        self._heard_at = (0, 0)  # epoch and step of it
+        self._schedule = Schedule(self.every_n_epochs, self.figure_every_n_epochs, self.max_overhead)
+
+    @abstractmethod
+    def analyse(self, look: Look) -> Report:
+        """Numbers, pictures and texts of one look. Runs without gradients and with the random state guarded."""
+
+    def layout(self) -> sinks.Layout:
+        """Charts for the curated page of TensorBoard."""
+        return {}
+
+    def check(self, modules: dict[str, nn.Module]) -> None:
+        """Refuse settings that cannot be met by these modules, with a ValueError; the default accepts all."""
+
+    @property
+    def state_key(self) -> str:
+        """Tells apart several callbacks of one class that watch different modules."""
+        return self._generate_state_key(module=self.module, observe=self.observe)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"looks": self._looks, "failed_looks": self._failed_looks, "said": sorted(self._said)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._looks = int(state_dict.get("looks", 0))
+        self._failed_looks = int(state_dict.get("failed_looks", 0))
+        self._said = set(state_dict.get("said", ()))
+
+    # ---- before training -------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._forget_run()
+        self._check_settings()
+        if self.observe == "validation" and not trainer.enable_validation:
+            raise MisconfigurationException(
+                f"{type(self).__name__} listens to validation batches, and this run has none: it needs a validation "
+                "dataloader, a validation_step and limit_val_batches above 0. To listen to training batches instead, "
+                f'write {type(self).__name__}(observe="train").'
+            )
+        # Modules may still be made: Lightning calls the model's own setup after this one.
+        if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):
+            self._find_modules(pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._find_modules(pl_module)
+        if self._leads(trainer):
+            peers = self._peers(trainer)
+            for peer in peers:
+                peer._find_modules(pl_module)
+            modules = {name: module for peer in peers for name, module in peer._modules.items()}
+            most = max(peer.max_sequences for peer in peers)
+            self._recorder = Recorder(pl_module, modules=modules, max_sequences=most)
+
+    def _check_settings(self) -> None:
+        title = type(self).__name__
+        check_choice(title, "observe", self.observe, ("validation", "train"))
+        check_choice(title, "on_error", self.on_error, ("warn", "raise"))
+        check_whole_number(title, "every_n_epochs", self.every_n_epochs, optional=True)
+        check_whole_number(title, "figure_every_n_epochs", self.figure_every_n_epochs, optional=True)
+        check_whole_number(title, "max_sequences", self.max_sequences)
+        check_share(title, "max_overhead", self.max_overhead)
+
+    def _find_modules(self, pl_module: pl.LightningModule) -> None:
+        title = type(self).__name__
+        wanted = [self.module] if isinstance(self.module, str) else self.module
+        self._modules, remark = find_modules(title, pl_module, wanted)
+        if remark:
+            self._say("unheard", f"{title} cannot listen to every recurrent module.{remark}")
+        try:
+            self.check(self._modules)
+        except ValueError as error:
+            raise MisconfigurationException(f"{title}: {error}") from error
+
+    def _peers(self, trainer: pl.Trainer) -> list[EpochCallback]:
+        """Callbacks that listen to the same passes; they share one recorder, held by the first."""
+        return [c for c in trainer.callbacks if isinstance(c, EpochCallback) and c.observe == self.observe]  # type: ignore[attr-defined]
+
+    def _leads(self, trainer: pl.Trainer) -> bool:
+        return self._peers(trainer)[0] is self
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._schedule.start()
+        everyone = [c for c in trainer.callbacks if isinstance(c, EpochCallback)]  # type: ignore[attr-defined]
+        if trainer.is_global_zero and everyone[0] is self:
+            layout: sinks.Layout = {}
+            for callback in everyone:
+                layout |= callback.layout()
+            with self._guarded():
+                sinks.log_layout(trainer, layout)
+        if trainer.is_global_zero:
+            self._folder = sinks.run_folder(trainer)
+
+    # ---- listening -------------------------------------------------------------------------------------------------
+
+    def _listen(self, trainer: pl.Trainer) -> None:
+        # Numbers come from rank zero alone and are then shared, so the other ranks have nothing to listen to.
+        if self._recorder is not None and trainer.is_global_zero and not trainer.sanity_checking:
+            if any(peer._schedule.wants_epoch(trainer.current_epoch) for peer in self._peers(trainer)):
+                self._recorder.open()
+            else:
+                self._recorder.close()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.observe == "validation":
+            self._listen(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.observe == "validation":
+            self._next_batch(trainer, batch, batch_idx, dataloader_idx)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.observe == "train":
+            self._listen(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.observe == "train":
+            self._next_batch(trainer, batch, batch_idx, 0)
+
+    def _next_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if self._recorder is not None:
+            self._recorder.next_batch()
+        recorder = self._shared_recorder(trainer)
+        if recorder is not None and recorder.listening:
+            with self._guarded(), undisturbed_rng(), torch.no_grad():
+                self.on_heard_batch(recorder.batch, batch, batch_idx, dataloader_idx)
+
+    def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """A batch is about to pass that will be heard; ``number`` is what `Call.batch` will say."""
+
+    def _shared_recorder(self, trainer: pl.Trainer) -> Recorder | None:
+        return self._peers(trainer)[0]._recorder if trainer.is_global_zero else None
+
+    # ---- looking ---------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.observe == "validation" and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._finish_epoch(trainer, pl_module, _step(trainer))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.observe == "train":
+            # Lightning counts the epoch's last batch before this hook and logs epoch-end values one step earlier.
+            self._finish_epoch(trainer, pl_module, _step(trainer) - 1)
+
+    def _finish_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+        scalars: dict[str, float] = {}
+        recorder = self._shared_recorder(trainer)
+        if recorder is not None:
+            recorder.close()
+            heard = any(tape.calls for tape in recorder.tapes.values()) or bool(recorder.faults)
+            self._fresh, self._heard_at = heard, (trainer.current_epoch, step)
+            if self._leads(trainer):
+                self._schedule.numbers.spent += recorder.seconds
+            last = self._is_last(trainer)
+            if heard and self._schedule.look_is_due(trainer.current_epoch, last=last):
+                scalars = self._look(trainer, pl_module, last=last)
+            elif not heard and self._schedule.wants_epoch(trainer.current_epoch):
+                self._say("silent", f"{type(self).__name__} heard nothing: {', '.join(self._modules)} was not called.")
+        if trainer.world_size > 1:
+            scalars = trainer.strategy.broadcast(scalars, src=0)
+        if scalars:
+            begin = time.perf_counter()
+            pl_module.log_dict(scalars, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1)
+            self._schedule.numbers.spent += time.perf_counter() - begin
+
+    def _is_last(self, trainer: pl.Trainer) -> bool:
+        epochs, steps = trainer.max_epochs, trainer.max_steps
+        ends = epochs is not None and epochs > 0 and trainer.current_epoch + 1 >= epochs
+        return ends or (steps > 0 and trainer.global_step >= steps) or trainer.should_stop
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool) -> dict[str, float]:
+        """Analyse, publish all but the scalars, and return those; after a fault only what can still be said."""
+        begin = time.perf_counter()
+        epoch, step = self._heard_at
+        report = Report({})
+        self._fresh = False
+        with self._guarded(), undisturbed_rng(), torch.no_grad():
+            report = self.analyse(self._what_was_heard(trainer, pl_module, epoch, step))
+        self._looks += 1
+        seconds = time.perf_counter() - begin
+        scalars = {
+            **report.scalars,
+            f"{self.noun}/failed_looks": float(self._failed_looks),
+            f"{self.noun}/seconds": seconds,
+            f"{self.noun}/overhead": self._schedule.overhead,
+        }
+        with self._guarded(), undisturbed_rng():
+            self._publish(trainer, replace(report, scalars=scalars), epoch, step)
+        self._schedule.numbers.add(time.perf_counter() - begin)
+        if report.figures and self._schedule.figure_is_due(epoch, last=last):
+            begin = time.perf_counter()
+            with self._guarded(), undisturbed_rng():
+                sinks.log_figures(trainer, report.figures, self._folder, noun=self.noun, epoch=epoch, step=step)
+            self._schedule.figures.add(time.perf_counter() - begin)
+        if self._looks == 1:
+            self._say_spacing(trainer)
+        return scalars
+
+    def _publish(self, trainer: pl.Trainer, report: Report, epoch: int, step: int) -> None:
+        sinks.log_histograms(trainer, report.histograms, step)
+        sinks.log_texts(trainer, report.texts, step)
+        if self._folder is not None:
+            sinks.save_report(report, self._folder, noun=self.noun, epoch=epoch, step=step)
+
+    def _what_was_heard(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, step: int) -> Look:
+        recorder = self._shared_recorder(trainer)
+        assert recorder is not None
+        tapes: dict[str, Tape] = {}
+        for name in self._modules:
+            if name in recorder.faults:
+                raise RuntimeError(f"listening to {name} failed") from recorder.faults[name]
+            tape = recorder.tapes[name].head(self.max_sequences)
+            if tape.calls:
+                tapes[name] = tape
+            else:
+                self._say(
+                    f"silent {name}", f"{type(self).__name__}: {name} was not called in this look; it is left out."
+                )
+        return Look(trainer, pl_module, tapes, epoch, step)
+
+    def _say_spacing(self, trainer: pl.Trainer) -> None:
+        every = self._schedule.spacing(trainer.current_epoch + 1)
+        if self.every_n_epochs is None and every > 1:
+            rank_zero_info(
+                f"{type(self).__name__} looks about every {every} epochs, to take less than {self.max_overhead:.0%} of "
+                "the training time; every_n_epochs=1 looks at each."
+            )
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that stopped early is looked at where it stopped; Lightning's own log is closed by now.
+        if trainer.is_global_zero and self._fresh and self.every_n_epochs is None:
+            epoch, step = self._heard_at
+            scalars = self._look(trainer, pl_module, last=True)
+            with self._guarded():
+                sinks.log_scalars(trainer, scalars, epoch=epoch, step=step)
+        if trainer.is_global_zero and self._looks == 0 and self.every_n_epochs is None:
+            self._say("nothing", f"{type(self).__name__} saw nothing: no {self.observe} batch was heard in this run.")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._leave()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+        self._modules = {}
+
+    # ---- faults ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Let nothing that goes wrong in an analysis reach the training, unless asked to."""
+        try:
+            yield
+        except Exception as fault:
+            self._failed_looks += 1
+            if self.on_error == "raise":
+                raise
+            what = "".join(traceback.format_exception(fault)).rstrip()
+            self._say(
+                "fault",
+                f"{type(self).__name__} failed and training goes on; later failures are only counted in "
+                f"{self.noun}/failed_looks.\n{what}",
+            )
+
+    def _say(self, key: str, words: str) -> None:
+        """Warn once per run and key."""
+        if key not in self._said:
+            self._said.add(key)
+            warnings.warn(words, RecurrentHealthWarning, stacklevel=2)
+
+
+def _step(trainer: pl.Trainer) -> int:
+    """Optimizer steps as Lightning's own loggers count them.
+
+    ``trainer.global_step`` counts every optimizer on its own, so pictures would part from their scalars; the loop's
+    checkpoint is where Lightning publishes the count it uses.
+    """
+    return int(trainer.fit_loop.epoch_loop.on_save_checkpoint()["_batches_that_stepped"])

@@ -1,0 +1,79 @@
+"""How not to be in the way: settings refused before training, random states given back, warnings told from others'."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from ..capture import recurrent_modules, why_unheard
+
+
+class RecurrentHealthWarning(UserWarning):
+    """Something about the watched network, or about watching it, that a person should know."""
+
+
+@contextmanager
+def undisturbed_rng() -> Iterator[None]:
+    """Give every global random generator back as it was, whatever happens inside."""
+    state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    on_gpu = torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    cuda = torch.cuda.get_rng_state_all() if on_gpu else []
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def check_whole_number(owner: str, name: str, value: object, *, optional: bool = False) -> None:
+    """Refuse anything but a whole number from 1 (or None)."""
+    if not (type(value) is int and value >= 1) and not (optional and value is None):
+        raise MisconfigurationException(
+            f"{owner}: {name} must be a whole number from 1{' or None' if optional else ''}, got {value!r}"
+        )
+
+
+def check_share(owner: str, name: str, value: object) -> None:
+    """Refuse anything but a number above 0 and up to 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise MisconfigurationException(f"{owner}: {name} must be a share, above 0 and up to 1, got {value!r}")
+
+
+def check_choice(owner: str, name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse anything but one of the choices."""
+    if value not in choices:
+        raise MisconfigurationException(
+            f"{owner}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
+        )
+
+
+def find_modules(owner: str, model: nn.Module, wanted: Sequence[str] | None) -> tuple[dict[str, nn.Module], str]:
+    """The modules to watch, by name, and a remark on those that cannot be watched (or an empty string).
+
+    Raises:
+        MisconfigurationException: when a wanted module does not exist, with the names that do, or when there is none.
+    """
+    known = recurrent_modules(model)
+    unheard = {name: reason for name, module in model.named_modules() if (reason := why_unheard(module)) is not None}
+    remark = "".join(f" {name}: {reason}." for name, reason in unheard.items())
+    missing = [name for name in wanted or [] if name not in known]
+    if missing:
+        raise MisconfigurationException(
+            f"{owner}: no recurrent module is called {' or '.join(map(repr, missing))}; "
+            f"this model has: {', '.join(known) or 'none'}.{remark}"
+        )
+    if not known:
+        raise MisconfigurationException(
+            f"{owner} found no recurrent module in {type(model).__name__}: expected nn.RNN, nn.LSTM, nn.GRU, one of "
+            f"their cells, or a type of your own registered with @rnn_callbacks.cells.cells.register.{remark}"
+        )
+    return (known if wanted is None else {name: known[name] for name in wanted}), remark if wanted is None else ""

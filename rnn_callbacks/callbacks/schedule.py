@@ -1,0 +1,86 @@
+"""Which looks are due, given what they cost: watching must not become what the run does."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import final
+
+
+@final
+@dataclass
+class _Cost:
+    """Seconds spent on one kind of work, and what the next piece of it may take."""
+
+    spent: float = 0.0
+    expected: float | None = None
+
+    def add(self, seconds: float) -> None:
+        self.spent += seconds
+        # A first piece is dear (caches, first calls), so its weight halves with every cheaper one.
+        self.expected = seconds if self.expected is None else max(seconds, self.expected / 2)
+
+    def fits(self, budget: float) -> bool:
+        return self.expected is None or self.spent + self.expected <= budget
+
+
+@final
+@dataclass
+class Schedule:
+    """Decides by epoch where a period is given, else by the share of the training time that looking has taken.
+
+    Args:
+        every_n_epochs: fixed period of looks, or None.
+        figure_every_n_epochs: fixed period of pictures, or None.
+        max_overhead: share of the training time, half of it for numbers and half for pictures.
+        clock: seconds.
+    """
+
+    every_n_epochs: int | None
+    figure_every_n_epochs: int | None
+    max_overhead: float
+    clock: Callable[[], float] = time.perf_counter
+    numbers: _Cost = field(default_factory=_Cost)
+    figures: _Cost = field(default_factory=_Cost)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Training begins now."""
+        self._begin = self.clock()
+
+    @property
+    def training_seconds(self) -> float:
+        """Time since the start that was not spent looking."""
+        return max(self.clock() - self._begin - self.numbers.spent - self.figures.spent, 1e-9)
+
+    @property
+    def overhead(self) -> float:
+        """Seconds spent looking per second of training."""
+        return (self.numbers.spent + self.figures.spent) / self.training_seconds
+
+    def wants_epoch(self, epoch: int) -> bool:
+        """Whether a fixed period allows a look at this epoch (from 0); without one, any epoch may be looked at."""
+        return self.every_n_epochs is None or (epoch + 1) % self.every_n_epochs == 0
+
+    def look_is_due(self, epoch: int, *, last: bool) -> bool:
+        """Whether to look at this epoch; the first and the last look are always due."""
+        if self.every_n_epochs is not None:
+            return self.wants_epoch(epoch)
+        return last or self.numbers.fits(self.max_overhead / 2 * self.training_seconds)
+
+    def figure_is_due(self, epoch: int, *, last: bool) -> bool:
+        """Whether to draw at this look."""
+        if self.figure_every_n_epochs is not None:
+            return (epoch + 1) % self.figure_every_n_epochs == 0
+        return last or self.figures.fits(self.max_overhead / 2 * self.training_seconds)
+
+    def spacing(self, epochs_done: int) -> int:
+        """About how many epochs lie between looks."""
+        if self.every_n_epochs is not None:
+            return self.every_n_epochs
+        epoch = self.training_seconds / max(epochs_done, 1)
+        return max(1, math.ceil((self.numbers.expected or 0.0) / (self.max_overhead / 2 * epoch)))

@@ -1,0 +1,1 @@
+"""Pictures: one result in, one matplotlib figure out."""

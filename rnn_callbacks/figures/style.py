@@ -1,0 +1,53 @@
+"""One look for every picture: colours that colour-blind people can tell apart, the same colour for the same gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+
+# Okabe and Ito 2008. The gate that keeps the state is blue in every cell.
+GATE_COLOURS = {
+    "forget": "#0072B2",
+    "update": "#0072B2",
+    "input": "#009E73",
+    "output": "#E69F00",
+    "reset": "#D55E00",
+    "cell": "#7F7F7F",
+    "new": "#7F7F7F",
+    "hidden": "#7F7F7F",
+}
+OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#000000", "#F0E442")
+DPI = 80
+
+
+def gate_colour(part: str, place: int) -> str:
+    """The colour of a gate; gates of a user's own cell take the spare ones in turn."""
+    return GATE_COLOURS.get(part, OTHER_COLOURS[place % len(OTHER_COLOURS)])
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Settings for the duration of a drawing; the user's own are back afterwards."""
+    settings: dict[Any, Any] = {
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "figure.dpi": DPI,
+        "savefig.dpi": DPI,
+        "axes.titlelocation": "left",
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def say(axes: Axes, words: str) -> None:
+    """Put words where a plot would be."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, wrap=True)

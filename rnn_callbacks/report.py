@@ -1,0 +1,106 @@
+"""What one look found: numbers to log, arrays to keep, pictures to draw if somebody watches."""
+
+from __future__ import annotations
+
+import io
+import json
+import posixpath
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import fsspec
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+FORMAT = 1  # of the files; raised when an older reader could not read a newer file
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Raw counts, so that a logger need not count again."""
+
+    edges: NDArray[np.float64]  # (K + 1,)
+    counts: NDArray[np.int64]  # (K,)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Report:
+    """One look of one callback. Keys are tags."""
+
+    scalars: Mapping[str, float]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)  # drawn on demand, never saved
+
+
+def save(report: Report, path: str, *, epoch: int, step: int) -> None:
+    """Write a report as one ``.npz`` without pickles; the file appears whole or not at all.
+
+    Args:
+        report: what to write; its figures are left out.
+        path: a local path or any URL that fsspec knows; missing folders are made.
+        epoch: counted from 0, as Lightning does.
+        step: on the logger's horizontal axis.
+    """
+    facts = {"format": FORMAT, "epoch": epoch, "step": step, "texts": dict(report.texts)}
+    entries: dict[str, NDArray[Any]] = {
+        "facts": np.array(json.dumps(facts)),
+        "scalar_names": np.array(list(report.scalars), dtype=np.str_),
+        "scalar_values": np.array(list(report.scalars.values()), dtype=np.float64),
+    }
+    entries |= {f"arrays/{name}": np.asarray(array) for name, array in report.arrays.items()}
+    for name, histogram in report.histograms.items():
+        entries |= {f"edges/{name}": histogram.edges, f"counts/{name}": histogram.counts}
+    files, target = fsspec.core.url_to_fs(path)
+    files.makedirs(posixpath.dirname(target), exist_ok=True)
+    part = f"{target}.{uuid.uuid4().hex}.part"
+    try:
+        with files.open(part, "wb") as file:
+            np.savez(file, **entries)  # type: ignore[arg-type]
+        files.mv(part, target)
+    except BaseException:
+        if files.exists(part):
+            files.rm(part)
+        raise
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SavedReport:
+    """A report read back, and when it was made."""
+
+    report: Report
+    epoch: int
+    step: int
+
+
+def load(path: str) -> SavedReport:
+    """Read what `save` wrote.
+
+    Raises:
+        ValueError: when the file is of a newer format.
+    """
+    with fsspec.open(path, "rb") as file:
+        content = io.BytesIO(file.read())
+    with np.load(content, allow_pickle=False) as entries:
+        facts = json.loads(str(entries["facts"]))
+        if facts["format"] > FORMAT:
+            raise ValueError(f"{path} has format {facts['format']}, this version of rnn-callbacks reads up to {FORMAT}")
+        found: dict[str, dict[str, NDArray[Any]]] = {"arrays": {}, "edges": {}, "counts": {}}
+        for key in entries.files:
+            kind, _, name = key.partition("/")
+            if kind in found and name:
+                found[kind][name] = entries[key]
+        report = Report(
+            scalars=dict(zip(entries["scalar_names"].tolist(), entries["scalar_values"].tolist(), strict=True)),
+            arrays=found["arrays"],
+            histograms={name: Histogram(edges, found["counts"][name]) for name, edges in found["edges"].items()},
+            texts=facts["texts"],
+        )
+    return SavedReport(report, facts["epoch"], facts["step"])
