@@ -10,10 +10,9 @@ of the first sequences to host memory, and takes its hooks away again::
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -21,8 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .cells import Cell, cells, is_recurrent
-from .tape import Call, Tape, boundary, continues, join, read_call
+from .cells import is_recurrent
+from .crossing import Crossing, read_call
+from .hooks import Ear, uncompiled
+from .snapshot import Snapshot
+from .tape import Call, Tape, join, passage_of
 
 
 def recurrent_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -42,7 +44,7 @@ def why_unheard(module: nn.Module) -> str | None:
         return None
     if isinstance(module, torch.jit.ScriptModule):
         return f"a TorchScript {kind} runs outside Python and takes no hooks; watch the model before torch.jit.script"
-    if ".quantized" in type(module).__module__:
+    if ".quant" in type(module).__module__:
         return (
             f"a quantized {kind} has no float weights to rebuild its gates from; watch the model before quantizing it"
         )
@@ -52,10 +54,15 @@ def why_unheard(module: nn.Module) -> str | None:
 class Recorder:
     """Listens to recurrent modules until it has heard enough sequences, and leaves no trace behind.
 
+    While it listens, code compiled around a single-step cell or a cell of your own runs uncompiled, because a compiled
+    graph calls no hooks; ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` are outside such graphs. A copy of the model made
+    meanwhile, saved or not, is not listened to.
+
     Args:
         model: the model, or a recurrent module itself.
         modules: which modules to hear, by name; all recurrent modules of the model by default.
-        max_sequences: how many sequences to keep per module, the first ones heard.
+        max_sequences: how many sequences to keep per module, the first ones heard; a module called several times in a
+            batch keeps the same sequences of the batch at each call.
         max_megabytes: where to stop before that, so that long or wide sequences cannot fill the host's memory.
 
     Raises:
@@ -80,16 +87,20 @@ class Recorder:
         self.faults: dict[str, Exception] = {}  # what went wrong while listening, by module; never raised in a forward
         self.seconds = 0.0  # time spent in hooks since `open`
         self._model = model
+        self._alone = getattr(model, "_orig_mod", model) in self.modules.values()
+        self._opened = ExitStack()
         self._handles: list[RemovableHandle] = []
         self._clear()
 
     def _clear(self) -> None:
         self._passages: dict[str, list[list[Call]]] = {name: [] for name in self.modules}
-        self._snapshots: dict[str, tuple[Cell, ...]] = {}
+        self._snapshots: dict[str, Snapshot] = {}
+        self._rng_states: dict[str, Tensor | None] = {}
         self._heard = dict.fromkeys(self.modules, 0)  # sequences, of batches before the current one
         self._current = dict.fromkeys(self.modules, 0)  # sequences of the current batch
         self._bytes = 0
         self._batch = 0
+        self._told = False  # whether somebody else says where batches begin
         self.faults.clear()
         self.seconds = 0.0
 
@@ -97,21 +108,22 @@ class Recorder:
         """Forget what was heard and listen anew."""
         self.close()
         self._clear()
+        self._opened.enter_context(uncompiled(self.modules.values()))
         for name, module in self.modules.items():
-            # dynamo must not trace into the hook; without dynamo in play its import would cost seconds.
-            shield: Callable[[Any], Any] = torch.compiler.disable if "torch._dynamo" in sys.modules else lambda f: f
-            before, after = shield(self._before(name)), shield(self._after(name))
-            self._handles.append(module.register_forward_pre_hook(before))
-            self._handles.append(module.register_forward_hook(after, with_kwargs=True))
-        if self._model not in self.modules.values():
-            self._handles.append(self._model.register_forward_pre_hook(self._on_forward))
+            if isinstance(module, nn.RNNBase):
+                self._handles.append(module.register_forward_pre_hook(Ear(self._before(name))))
+            # First in line: a hook of the user's may put something else in the output's place.
+            self._handles.append(module.register_forward_hook(Ear(self._after(name)), with_kwargs=True, prepend=True))
+        if not self._alone:
+            self._handles.append(self._model.register_forward_pre_hook(Ear(self._on_forward)))
 
     def close(self) -> None:
         """Take the hooks away; what was heard stays."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._rng_states: dict[str, Tensor] = {}
+        self._snapshots.clear()
+        self._opened.close()
 
     def __enter__(self) -> Recorder:
         self.open()
@@ -138,7 +150,14 @@ class Recorder:
         return self._batch
 
     def next_batch(self) -> None:
-        """Say that a new batch begins, in which no sequence goes on from the last; with enough heard, stop."""
+        """Say that a new batch begins, in which no sequence goes on from the last; with enough heard, stop.
+
+        Without it, each forward pass of the model is a batch.
+        """
+        self._told = True
+        self._advance()
+
+    def _advance(self) -> None:
         if any(self._current.values()):
             self._batch += 1
         for name, sequences in self._current.items():
@@ -148,45 +167,60 @@ class Recorder:
             self.close()
 
     def _on_forward(self, model: nn.Module, args: object) -> None:
-        self.next_batch()
+        if not self._told:
+            self._advance()
 
     def _before(self, name: str) -> Callable[[nn.Module, object], None]:
-        def keep_rng_state(module: nn.Module, args: object) -> None:
-            if module.training and bool(getattr(module, "dropout", 0)) and getattr(module, "num_layers", 1) > 1:
-                self._rng_states[name] = torch.get_rng_state()
+        def keep_rng_state(module: Any, args: object) -> None:
+            draws = module.training and module.num_layers > 1 and module.dropout > 0
+            self._rng_states[name] = torch.get_rng_state() if draws else None
 
         return keep_rng_state
 
     def _after(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            room = self.max_sequences - self._heard[name]
-            if room <= 0 or self._bytes >= self.max_megabytes * 2**20 or name in self.faults:
+            # A forward pass inside a backward pass is activation checkpointing's second run of the same.
+            if name in self.faults or self._room(name) <= 0 or torch._C._current_graph_task_id() != -1:
                 return
             start = time.perf_counter()
             try:
-                with torch.no_grad():
-                    self._keep(name, module, boundary(args, kwargs), output, room)
+                with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+                    self._keep(name, Crossing.of(module, args, kwargs, output, self._rng_states.get(name)))
             except Exception as fault:  # a forward pass of the user's must not fail for our sake
                 self.faults[name] = fault
             self.seconds += time.perf_counter() - start
 
         return listen
 
-    def _keep(self, name: str, module: nn.Module, given: tuple[Any, Any], output: Any, room: int) -> None:
-        # In training the weights move from batch to batch, in validation they must not.
-        key = f"{name}@{self._batch}" if module.training else name
-        if key not in self._snapshots:
-            self._snapshots[key] = cells(module)
-        snapshot = self._snapshots[key]
-        call = replace(
-            read_call(module, snapshot, given, output, room),
-            batch=self._batch,
-            rng_state=self._rng_states.pop(name, None),
-        )
+    def _room(self, name: str) -> int:
+        full = self._bytes >= self.max_megabytes * 2**20
+        return 0 if full else self.max_sequences - self._heard[name]
+
+    def _keep(self, name: str, crossing: Crossing) -> None:
+        snapshot = self._snapshot(name, crossing.module)
+        call = read_call(crossing, snapshot.cells, batch=self._batch, room=self._room(name))
+        if 0 in call.inputs.shape[:2]:
+            return
+        passages = self._passages[name]
+        passage = None if crossing.hx is None else passage_of(call, passages)
+        if passage is None and self._alone and not self._told and self._current[name]:
+            # A recurrent module on its own: whatever does not go on from an earlier call is the next batch.
+            self._advance()
+            if self._room(name) > 0:
+                self._keep(name, crossing)
+            return
         self._current[name] = max(self._current[name], len(call.lengths))
         self._bytes += sum(t.nbytes for t in (call.inputs, call.outputs, call.previous) if t is not None)
-        passages = self._passages[name]
-        if passages and continues(passages[-1][-1], call, hx=given[1]):
-            passages[-1].append(call)
-        else:
+        if passage is None:
             passages.append([call])
+        else:
+            passage.append(call)
+
+    def _snapshot(self, name: str, module: nn.Module) -> Snapshot:
+        """The module's equations; taken again in training at every batch, otherwise only if the weights moved."""
+        known = self._snapshots.get(name)
+        batch = self._batch if module.training else 0
+        if known is None or known.batch != batch or not known.holds(module):
+            known = self._snapshots[name] = Snapshot.of(module, batch)
+            self._bytes += known.nbytes
+        return known

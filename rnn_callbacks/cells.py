@@ -229,8 +229,8 @@ class LSTMCell(Cell):
     def follow(self, inside: Activations, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         write, keep, output = inside.logits.sigmoid().unbind(-2)
         memories = write * inside.candidate
-        for written, kept in zip(memories, keep, strict=True):
-            memory = written.addcmul_(kept, memory)
+        for step, kept in enumerate(keep):  # not zip: autograd forbids writing to the views that iteration gives
+            memory = memories[step].addcmul_(kept, memory)
         shown = output * memories.tanh()
         return shown if self.weights.hr is None else shown @ self.weights.hr.T, memories
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .cells import Activations, Cell, GRUCell, LSTMCell, RNNCell
-from .tape import Call
+from .tape import Call, Dropout
 
 ROWS = 1024  # steps per chunk; measured: 0.74 of a GRU's forward pass in chunks of 1024, 1.06 in one piece
 
@@ -64,20 +64,16 @@ def traces(call: Call) -> tuple[Trace, ...]:
     for the host's generator; with another one the rebuilt top layer will not match and be refused as such.
     """
     layers = 1 + max(cell.place.layer for cell in call.cells)
+    masks = _masks(call, layers - 1)
     found: list[Trace] = []
     inputs = call.inputs
-    with torch.random.fork_rng(devices=[], enabled=call.rng_state is not None):
-        if call.rng_state is not None:
-            torch.set_rng_state(call.rng_state)
-        for layer in range(layers):
-            rows = [row for row, cell in enumerate(call.cells) if cell.place.layer == layer]
-            stack = [call.cells[row] for row in rows]
-            outputs = call.outputs if layer == layers - 1 else _run_layer(stack, inputs, call, call.initial[rows])
-            for place, hidden in enumerate(outputs.chunk(len(stack), dim=2)):
-                found.append(_trace(stack[place], inputs, hidden, call, rows[place]))
-            if layer < layers - 1 and call.dropout > 0:
-                outputs = _drop(outputs, call)
-            inputs = outputs
+    for layer in range(layers):
+        rows = [row for row, cell in enumerate(call.cells) if cell.place.layer == layer]
+        stack = [call.cells[row] for row in rows]
+        outputs = call.outputs if layer == layers - 1 else _run_layer(stack, inputs, call, call.initial[rows])
+        for place, hidden in enumerate(outputs.chunk(len(stack), dim=2)):
+            found.append(_trace(stack[place], inputs, hidden, call, rows[place]))
+        inputs = outputs * masks[layer] if layer < len(masks) else outputs
     return tuple(found)
 
 
@@ -91,7 +87,7 @@ def _trace(cell: Cell, inputs: Tensor, hidden: Tensor, call: Call, row: int) -> 
         initial=call.initial[row],
         lengths=call.lengths,
         previous=call.previous,
-        final=None if call.final is None else call.final[row],
+        final=call.final[row][:, : cell.output_size] if call.previous is None else None,
         tolerance=call.tolerance,
         batch=call.batch,
     )
@@ -157,15 +153,33 @@ def _run_fused(stack: list[Cell], inputs: Tensor, lengths: Tensor, initial: Tens
     return outputs.detach().transpose(0, 1)
 
 
-def _drop(outputs: Tensor, call: Call) -> Tensor:
-    """Dropout as torch applies it between layers: to all steps at once, packed steps without their padding."""
-    steps = outputs.transpose(0, 1)
-    if bool((call.lengths == steps.shape[0]).all()):
-        return F.dropout(steps, call.dropout, training=True).transpose(0, 1)
-    packed = pack_padded_sequence(steps, call.lengths, enforce_sorted=False)
-    dropped = packed._replace(data=F.dropout(packed.data, call.dropout, training=True))
-    padded: Tensor = pad_packed_sequence(dropped, batch_first=True, total_length=len(steps))[0]
-    return padded
+def _masks(call: Call, gaps: int) -> list[Tensor]:
+    """What dropout multiplied the states between the layers by, one ``(B, T, directions * P)`` for each gap.
+
+    Empty without dropout. torch draws for all sequences and steps of a call at once, layer after layer; for packed ones
+    without their padding.
+    """
+    if not call.dropout:
+        return []
+    pieces: list[list[Tensor]] = []
+    with torch.random.fork_rng(devices=[]):
+        for dropout in call.dropout:
+            torch.set_rng_state(dropout.rng_state)
+            pieces.append([_mask(dropout, call) for _ in range(gaps)])
+    return [torch.cat(gap, dim=1) for gap in zip(*pieces, strict=True)]
+
+
+def _mask(dropout: Dropout, call: Call) -> Tensor:
+    sequences, width = call.outputs.shape[::2]
+    packed = dropout.packed
+    shape = (dropout.steps, dropout.sequences) if packed is None else (int(packed.batch_sizes.sum()),)
+    mask = F.dropout(torch.ones(*shape, width, dtype=call.precision), dropout.share, training=True)
+    if packed is None:
+        mask = mask.transpose(0, 1)
+    else:
+        mask, _ = pad_packed_sequence(packed._replace(data=mask), batch_first=True)
+    # Sequences that left a loop before its end draw no more.
+    return F.pad(mask[:sequences], (0, 0, 0, 0, 0, max(0, sequences - len(mask)))).to(call.outputs.dtype)
 
 
 def chunks(trace: Trace, rows: int = ROWS) -> Iterator[Chunk]:
@@ -179,16 +193,10 @@ def chunks(trace: Trace, rows: int = ROWS) -> Iterator[Chunk]:
     ragged = trace.ragged
     for begin in range(0, steps, stride):
         end = min(begin + stride, steps)
-        inputs = trace.inputs[:, begin:end].transpose(0, 1)
-        if trace.previous is not None:
-            given = trace.previous[:, begin:end].transpose(0, 1)
-            before, memory = given[..., :width], given[..., width:].reshape(-1, cell.memory_size)
-        elif begin == 0:
-            before = torch.cat([trace.initial[None, :, :width], hidden[: end - 1]])
-        else:
-            before = hidden[begin - 1 : end - 1]
         count = (end - begin) * sequences
-        inside = cell.activations(inputs.reshape(count, -1), before.reshape(count, -1), memory)
+        before, memory = _before(trace, begin, end, memory)
+        inputs = trace.inputs[:, begin:end].transpose(0, 1)
+        inside = cell.activations(inputs.reshape(count, -1), before.reshape(count, width), memory)
         # A user's loop sets every state itself: its steps are independent rows, not a scan.
         shape = (1, count) if trace.previous is not None else (end - begin, sequences)
         rebuilt, memories = cell.follow(
@@ -200,9 +208,24 @@ def chunks(trace: Trace, rows: int = ROWS) -> Iterator[Chunk]:
         if cell.place.reverse:
             times = trace.lengths[rows_of] - 1 - times
         parts = (inside.values, rebuilt.reshape(count, width), hidden[begin:end].reshape(count, width))
-        flat_memory = memories.reshape(count, -1)
+        flat_memory = memories.reshape(count, cell.memory_size)
         if ragged:
             valid = (torch.arange(begin, end)[:, None] < trace.lengths).flatten().nonzero().squeeze(1)
             times, rows_of, flat_memory = times[valid], rows_of[valid], flat_memory[valid]
             parts = (parts[0][valid], parts[1][valid], parts[2][valid])
         yield Chunk(times, rows_of, Activations(parts[0]), parts[1], parts[2], flat_memory)
+
+
+def _before(trace: Trace, begin: int, end: int, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states ``(T, B, P)`` before each of these steps, and the memory the first of them starts from.
+
+    Where a user's loop set the states, the memory before every step is known: ``(T * B, M)``.
+    """
+    width = trace.cell.output_size
+    if trace.previous is not None:
+        given = trace.previous[:, begin:end].transpose(0, 1)
+        return given[..., :width], given[..., width:].flatten(0, 1)
+    hidden = trace.hidden.transpose(0, 1)
+    if begin == 0:
+        return torch.cat([trace.initial[None, :, :width], hidden[: end - 1]]), memory
+    return hidden[begin - 1 : end - 1], memory

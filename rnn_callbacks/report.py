@@ -47,7 +47,13 @@ def save(report: Report, path: str, *, epoch: int, step: int) -> None:
         path: a local path or any URL that fsspec knows; missing folders are made.
         epoch: counted from 0, as Lightning does.
         step: on the logger's horizontal axis.
+
+    Raises:
+        TypeError: when an array holds Python objects, which only a pickle could keep.
     """
+    for name, array in report.arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"{name} holds objects; only arrays of numbers, booleans and text can be saved")
     facts = {"format": FORMAT, "epoch": epoch, "step": step, "texts": dict(report.texts)}
     entries: dict[str, NDArray[Any]] = {
         "facts": np.array(json.dumps(facts)),

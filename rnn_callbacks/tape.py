@@ -1,20 +1,36 @@
 """What one passage through a recurrent module looked like from outside: inputs, lengths, states, outputs.
 
 However a module was called (batch first or not, packed, unbatched, in one go or step by step in the user's own loop),
-a `Call` says it in one form: batch first, padded, in host memory, float32 or better.
+a `Call` says it in one form: batch first, padded, in host memory, float32 or better. `passage_of` and `join` put the
+calls together that follow each other in time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 
 from .cells import Cell
+
+NEAR = 8  # how many of the last passages a call may go on with: streams that take turns, as in siamese networks
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dropout:
+    """What a module in training mode drew between its layers, to be drawn again."""
+
+    share: float  # of values dropped
+    rng_state: Tensor  # torch's generator on the host before the call
+    sequences: int  # in the call, recorded or not
+    steps: int
+    packed: PackedSequence | None  # how a packed input was packed, without its data
 
 
 @final
@@ -27,13 +43,12 @@ class Call:
     outputs: Tensor  # (B, T, directions * P)
     lengths: Tensor  # (B,)
     initial: Tensor  # (C, B, D), the state before the first step
-    final: Tensor | None  # (C, B, P), the hidden states the module itself returned as its last; None when stepwise
+    final: Tensor  # (C, B, D), the state that the module itself returned as its last
     previous: Tensor | None  # (B, T, D), the state before every step, where the user's own loop drives the steps
     batch: int  # number of the batch in this recording, from 0
-    precision: torch.dtype  # of the module's output; the recording is float32 at least
+    precision: torch.dtype  # in which the module computed; the recording is float32 at least
     device: str  # "cpu", "cuda", ...
-    dropout: float = 0.0  # between layers, active in this call
-    rng_state: Tensor | None = None  # torch's generator before the call, from which that dropout can be replayed
+    dropout: tuple[Dropout, ...] = ()  # between layers, where it was active: one for each call that was joined
 
     @property
     def tolerance(self) -> float:
@@ -57,7 +72,7 @@ class Call:
             previous=None if self.previous is None else self.previous[:sequences],
             lengths=self.lengths[:sequences],
             initial=self.initial[:, :sequences],
-            final=None if self.final is None else self.final[:, :sequences],
+            final=self.final[:, :sequences],
         )
 
 
@@ -85,139 +100,65 @@ class Tape:
         return Tape(self.name, tuple(kept))
 
 
-def boundary(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """The input and the initial state (or None), however they were passed."""
-    rest = [*args, *(kwargs[key] for key in ("input", "hx") if key in kwargs)]
-    return rest[0], rest[1] if len(rest) > 1 else None
+def passage_of(call: Call, passages: Sequence[list[Call]]) -> list[Call] | None:
+    """The passage with which a call that was given a state goes on; None for one that begins anew.
 
-
-def read_call(module: nn.Module, snapshot: tuple[Cell, ...], given: tuple[Any, Any], output: Any, room: int) -> Call:
-    """What a forward hook on ``module`` saw, of the first ``room`` sequences.
-
-    Args:
-        module: the recurrent module.
-        snapshot: its cells, on its present weights.
-        given: input and initial state, from `boundary`.
-        output: what the module returned.
-        room: how many sequences to keep.
+    Decoder loops, truncated back-propagation and cells in a loop hand on the very state they were given back. In a
+    user's own loop the state may also be masked, dropped or reset between two steps.
     """
-    read = _read_step if snapshot[0].place.stepwise else _read_sequences
-    return read(module, snapshot, given, output, room)
+    for passage in reversed(passages[-NEAR:]):
+        if _hands_on(passage[-1], call):
+            return passage
+    if passages and call.previous is not None and _alters_state(passages[-1], call):
+        return passages[-1]
+    return None
 
 
-def _host(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy ``(B, T, F)`` in host memory whose steps lie one after the other, so that chunks of steps are views."""
-    steps = tensor.detach().transpose(0, 1)
-    return torch.empty(steps.shape, dtype=dtype, device="cpu").copy_(steps).transpose(0, 1)
-
-
-def _states(hx: Any, like: Tensor) -> list[Tensor]:
-    """Hidden state and memory as a list; none given means zeros, which the caller makes."""
-    parts = [hx] if isinstance(hx, Tensor) else list(hx or ())
-    return [part.detach().to("cpu", like.dtype, copy=True) for part in parts]
-
-
-def _read_sequences(
-    module: nn.Module,
-    snapshot: tuple[Cell, ...],
-    given: tuple[Any, Any],
-    output: Any,
-    room: int,
-) -> Call:
-    """A module that reads whole sequences, ``(input, hx) -> (output, hx)`` as ``nn.GRU`` does."""
-    source, hx = given
-    outputs, last = output
-    batch_first = bool(getattr(module, "batch_first", False))
-    lengths: Tensor | None = None
-    unbatched = False
-    if isinstance(source, PackedSequence):
-        source, lengths = pad_packed_sequence(source, batch_first=True)
-        outputs, _ = pad_packed_sequence(outputs, batch_first=True)
-    elif source.dim() == 2:
-        source, outputs, unbatched = source[None], outputs[None], True
-    elif not batch_first:
-        source, outputs = source.transpose(0, 1), outputs.transpose(0, 1)
-    dtype = torch.promote_types(outputs.dtype, torch.float32)
-    inputs = _host(source[:room], dtype)
-    sequences, steps = inputs.shape[:2]
-
-    def per_cell(state: Any) -> list[Tensor]:
-        return [(s.unsqueeze(1) if unbatched else s)[:, :sequences] for s in _states(state, inputs)]
-
-    begin = per_cell(hx)
-    sizes = (len(snapshot), sequences, snapshot[0].state_size)
-    return Call(
-        cells=snapshot,
-        inputs=inputs,
-        outputs=_host(outputs[:room], dtype),
-        lengths=torch.full((sequences,), steps) if lengths is None else lengths[:sequences].clone(),
-        initial=torch.cat(begin, dim=2) if begin else torch.zeros(sizes, dtype=dtype),
-        final=per_cell(last)[0],
-        previous=None,
-        batch=0,
-        precision=outputs.dtype,
-        device=outputs.device.type,
-        dropout=float(getattr(module, "dropout", 0.0)) if module.training and snapshot[-1].place.layer else 0.0,
-    )
-
-
-def _read_step(
-    module: nn.Module,
-    snapshot: tuple[Cell, ...],
-    given: tuple[Any, Any],
-    output: Any,
-    room: int,
-) -> Call:
-    """One step of a loop that the user wrote over ``nn.GRUCell`` or its like."""
-    source, hx = given
-    hidden = output if isinstance(output, Tensor) else output[0]
-    if source.dim() == 1:
-        source, hidden = source[None], hidden[None]
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    inputs, outputs = _host(source[:room, None], dtype), _host(hidden[:room, None], dtype)
-    begin = [state.view(-1, state.shape[-1])[:room] for state in _states(hx, inputs)]
-    state = torch.cat(begin, dim=1) if begin else torch.zeros(len(inputs), snapshot[0].state_size, dtype=dtype)
-    return Call(
-        cells=snapshot,
-        inputs=inputs,
-        outputs=outputs,
-        lengths=torch.ones(len(inputs), dtype=torch.long),
-        initial=state[None],
-        final=None,
-        previous=state[:, None],
-        batch=0,
-        precision=hidden.dtype,
-        device=hidden.device.type,
-    )
-
-
-def continues(last: Call, call: Call, *, hx: object) -> bool:
-    """Whether a call goes on where the last one stopped: decoder loops, truncated back-propagation, cells in a loop."""
-    if hx is None or last.batch != call.batch or last.lengths.shape != call.lengths.shape:
+def _hands_on(last: Call, call: Call) -> bool:
+    """Whether a call starts in the state, hidden and memory, in which another ended, of all or the first sequences."""
+    rows = len(call.lengths)
+    if last.batch != call.batch or last.cells is not call.cells or rows > len(last.lengths):
         return False
-    if call.previous is not None:
-        return bool(call.initial.any())  # a loop that starts again starts from zeros
-    dense = bool((last.lengths == last.inputs.shape[1]).all())
-    width = call.cells[0].output_size
-    return dense and last.final is not None and torch.equal(call.initial[..., :width], last.final)
+    if any(cell.place.reverse for cell in call.cells) or bool((last.lengths < last.inputs.shape[1]).any()):
+        return False
+    return torch.equal(call.initial, last.final[:, :rows])
+
+
+def _alters_state(passage: list[Call], call: Call) -> bool:
+    """Whether a step goes on in a state that the user changed; a loop that begins again starts from zeros or as before.
+
+    Which loop an altered state belongs to cannot be known, so the last one is taken.
+    """
+    first, last = passage[0], passage[-1]
+    if last.batch != call.batch or last.cells is not call.cells or last.lengths.shape != call.lengths.shape:
+        return False
+    return bool(call.initial.any()) and not torch.equal(call.initial, first.initial)
 
 
 def join(calls: Sequence[Call]) -> Call:
-    """Calls that follow each other in time, as one."""
+    """Calls that follow each other in time, as one; a later call may have lost some of the last sequences."""
     if len(calls) == 1:
         return calls[0]
-    first, last = calls[0], calls[-1]
+    sequences = len(calls[0].lengths)
 
     def along_time(parts: list[Tensor]) -> Tensor:
-        return torch.cat([part.transpose(0, 1) for part in parts]).transpose(0, 1)
+        return torch.cat([_fill(part.transpose(0, 1), sequences) for part in parts]).transpose(0, 1)
 
+    final = calls[0].final.clone()
+    for call in calls[1:]:
+        final[:, : len(call.lengths)] = call.final
+    previous = [call.previous for call in calls if call.previous is not None]
     return replace(
-        first,
+        calls[0],
         inputs=along_time([call.inputs for call in calls]),
         outputs=along_time([call.outputs for call in calls]),
-        lengths=torch.stack([call.lengths for call in calls]).sum(0),
-        final=last.final,
-        previous=along_time([c.previous for c in calls if c.previous is not None])
-        if last.previous is not None
-        else None,
+        lengths=torch.stack([F.pad(call.lengths, (0, sequences - len(call.lengths))) for call in calls]).sum(0),
+        final=final,
+        previous=along_time(previous) if previous else None,
+        dropout=tuple(dropout for call in calls for dropout in call.dropout),
     )
+
+
+def _fill(steps: Tensor, sequences: int) -> Tensor:
+    """Pad ``(T, B, F)`` to more sequences."""
+    return F.pad(steps, (0, 0, 0, sequences - steps.shape[1]))

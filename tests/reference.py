@@ -1,4 +1,4 @@
-"""The second road: torch's documented equations, one sequence and one step at a time, sharing no line with the package."""
+"""The second road: torch's documented equations, one sequence and one step at a time."""
 
 import torch
 from torch import Tensor, nn

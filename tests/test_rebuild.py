@@ -6,9 +6,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_callbacks.capture import Recorder
-from rnn_callbacks.rebuild import chunks, traces
+from rnn_callbacks.rebuild import chunks, flip, traces
 
 from . import reference
+from .hear import calls_of, hear, rebuild_error
 
 INPUTS, UNITS, PROJECTED, SEQUENCES, STEPS = 3, 5, 2, 3, 7  # unlike primes (but one), so a transposed axis cannot pass
 LENGTHS = torch.tensor([4, 7, 1])  # unsorted, one full, one of a single step
@@ -100,3 +101,110 @@ def test_gates_equal_the_documented_equations_in_every_configuration(kind, dtype
         assert not recorder.faults
         worst = differences(module, call, x, h0, c0, lengths, rows=(5, 1024)[seed % 2])
         assert worst <= LIMIT[dtype], (layers, bidirectional, layout, bias, given)
+
+
+# ---- dropout between the layers --------------------------------------------------------------------------------------
+
+SHARE = 0.4
+every_family = pytest.mark.parametrize("family", [nn.GRU, nn.LSTM, nn.RNN])
+
+
+def make_dropping(family, *, layers=3, seed=0, **options):
+    torch.manual_seed(seed)
+    return family(INPUTS, UNITS, layers, dropout=SHARE, batch_first=True, **options)
+
+
+@every_family
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("layout", ["dense", "packed", "packed equal", "unbatched"])
+@pytest.mark.parametrize("kept", [SEQUENCES, SEQUENCES - 1], ids=["all", "trimmed"])
+def test_dropout_between_layers_is_drawn_again_as_it_was(family, bidirectional, layout, kept):
+    module = make_dropping(family, bidirectional=bidirectional)
+    x = torch.randn(SEQUENCES, STEPS, INPUTS)
+    lengths = LENGTHS if layout == "packed" else torch.full((SEQUENCES,), STEPS)
+    source = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False) if "packed" in layout else x
+    with Recorder(module, max_sequences=kept) as recorder, torch.no_grad():
+        module(x[0] if layout == "unbatched" else source)
+    (call,) = calls_of(recorder)
+    assert rebuild_error(call) < 1e-6
+    found = traces(call)
+    for trace in found[1 + bidirectional :]:
+        valid = torch.arange(STEPS) < trace.lengths[:, None]
+        dropped = (trace.inputs[valid] == 0).double().mean().item()
+        assert abs(dropped - SHARE) < 0.2  # of 35 draws or more, with standard deviation 0.08 at most
+    again = traces(call)
+    assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(found, again, strict=True))
+
+
+@every_family
+@pytest.mark.parametrize("way", ["float64", "bfloat16", "autocast"])
+def test_dropout_is_drawn_alike_in_other_precisions(family, way):
+    module, x = make_dropping(family), torch.randn(SEQUENCES, STEPS, INPUTS)
+    if way != "autocast":
+        module, x = module.to(getattr(torch, way)), x.to(getattr(torch, way))
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        call = hear(module, x)
+    assert rebuild_error(call) < call.tolerance / 2
+
+
+@every_family
+def test_dropout_is_drawn_anew_for_every_call_of_a_passage(family):
+    module, x = make_dropping(family), torch.randn(SEQUENCES, STEPS, INPUTS)
+    state = None
+    with Recorder(module, max_sequences=2) as recorder, torch.no_grad():
+        for part in x.split((1, 4, 2), dim=1):
+            _, state = module(part, state)
+    (call,) = calls_of(recorder)
+    assert call.inputs.shape[:2] == (2, STEPS)
+    assert rebuild_error(call) < 1e-6
+
+
+def test_dropout_that_was_off_is_not_drawn():
+    module, x = make_dropping(nn.GRU), torch.randn(SEQUENCES, STEPS, INPUTS)
+    with Recorder(module) as recorder, torch.no_grad():
+        module(x)
+        module.eval()
+        module(x)
+        module.train()
+        module.dropout = 0.0
+        module(x)
+    first, *others = calls_of(recorder)
+    assert first.dropout
+    assert not any(call.dropout for call in others)
+    assert max(map(rebuild_error, [first, *others])) < 1e-6
+
+
+def test_rebuilding_leaves_the_global_random_state_alone():
+    for module in (make_dropping(nn.LSTM, bidirectional=True), make_dropping(nn.LSTM).eval()):
+        call = hear(module, torch.randn(SEQUENCES, STEPS, INPUTS))
+        before = torch.get_rng_state()
+        assert rebuild_error(call) < 1e-6
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- chunks and reversal ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+def test_size_of_chunks_changes_nothing(kind):
+    module, x, *_ = make_case(kind, torch.float64, 1, True, "packed", True, False, seed=3)
+    with Recorder(module) as recorder:
+        run(module, x, None, None, LENGTHS, "packed", False)
+    for trace in traces(calls_of(recorder)[0]):
+        tables = []
+        for rows in (1, 4, 1024):
+            found = list(chunks(trace, rows))
+            assert max(len(chunk.times) for chunk in found) <= max(rows, SEQUENCES)
+            order = torch.cat([chunk.times * SEQUENCES + chunk.sequences for chunk in found]).argsort()
+            fields = [[c.inside.values.flatten(1), c.rebuilt, c.hidden, c.memory] for c in found]
+            tables.append(torch.cat([torch.cat(field, dim=1) for field in fields])[order])
+        assert len(tables[0]) == LENGTHS.sum()
+        assert max((table - tables[0]).abs().max() for table in tables) < 1e-14
+
+
+def test_flip_turns_each_sequence_within_its_own_length():
+    steps = torch.arange(SEQUENCES * STEPS).view(SEQUENCES, STEPS, 1)
+    turned = flip(steps, LENGTHS)
+    for row, length in enumerate(LENGTHS.tolist()):
+        assert turned[row, :length, 0].tolist() == steps[row, :length, 0].tolist()[::-1]

@@ -7,47 +7,48 @@ bidirectional and at full speed.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..cells import Cell
 
 Hold = Literal["mean", "zero", "one"]
+KINDS = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 FAR = 40.0  # sigmoid(-40) = 4e-18 and sigmoid(40) = 1 exactly in float32
 
 
 def ablatable(module: nn.Module) -> bool:
     """Whether gates of this module can be held: those of torch's own LSTM and GRU."""
-    return isinstance(module, (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell))
+    return isinstance(module, KINDS)
 
 
 def with_plain_weights(module: nn.Module) -> nn.Module:
-    """The module itself, or one of the same kind and weights that has a bias and no parametrizations.
+    """The module itself, or one of the same kind and weights whose weights are plain parameters, biases included.
 
-    ``module`` must be a copy of the user's: its parametrizations are removed.
+    Weights that a parametrization or a hook makes from others (``weight_norm``) are read as they act.
     """
-    if parametrize.is_parametrized(module):
-        for name in list(module.parametrizations):  # type: ignore[arg-type]
-            parametrize.remove_parametrizations(module, name)
-    if module.bias:
-        return module
-    options = {"bias": True, "device": "meta"}
+    assert isinstance(module, KINDS)
+    options: dict[str, Any] = {"device": "meta"}
     if isinstance(module, nn.RNNBase):
         options |= {key: getattr(module, key) for key in ("num_layers", "batch_first", "dropout", "bidirectional")}
         options |= {"proj_size": module.proj_size} if isinstance(module, nn.LSTM) else {}
-    biased = type(module)(module.input_size, module.hidden_size, **options)
-    weights = dict(module.state_dict())
-    like = next(iter(weights.values()))
-    for name, parameter in biased.named_parameters():
-        if name not in weights:
-            weights[name] = like.new_zeros(parameter.shape)
-    biased.load_state_dict(weights, assign=True)
-    return biased.train(module.training)
+    family: Callable[..., nn.Module] = next(kind for kind in KINDS if isinstance(module, kind))
+    plain = family(module.input_size, module.hidden_size, **options)
+    own = dict(module.named_parameters())
+    if own.keys() >= dict(plain.named_parameters()).keys():
+        return module
+    like = next(iter(own.values()))
+    weights: dict[str, Tensor] = {}
+    for name, parameter in plain.named_parameters():
+        weight = getattr(module, name, None)
+        weights[name] = like.new_zeros(parameter.shape) if weight is None else weight.detach().clone()
+    plain.load_state_dict(weights, assign=True)
+    return plain.train(module.training)
 
 
 @torch.no_grad()

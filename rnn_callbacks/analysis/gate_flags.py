@@ -60,7 +60,7 @@ def _frozen(statistics: GateStatistics) -> float | None:
 
 
 def _cannot_write(statistics: GateStatistics) -> float | None:
-    return float(np.mean(statistics.write_balance < NO_WRITE)) if "forget" in statistics.parts else None
+    return float(np.mean(statistics.write_balance < NO_WRITE)) if len(statistics.write_balance) else None
 
 
 def _closed_output(statistics: GateStatistics) -> float | None:
@@ -109,6 +109,7 @@ RULES: dict[str, _Rule] = {
         lambda statistics: statistics.nonfinite,
         "{value} of the steps hold NaN or infinite values and were left out. Look at the inputs and the loss first, "
         "then at the learning rate and at half precision.",
+        unit="{:.2%}",
     ),
 }
 
@@ -121,7 +122,7 @@ def scalar_names(cell: Cell) -> tuple[str, ...]:
     names += [f"timescale/{quantile}" for quantile in ("q10", "q50", "q90")] if cell.retention else []
     if cell.memory_size:
         names += ["memory/mean_abs", "memory/drift", "memory/saturated"]
-        names += ["write_balance/q50"] if "forget" in cell.gates else []
+    names += ["write_balance/q50"] if {"input", "forget"} <= set(cell.gates) else []
     return tuple(names)
 
 
@@ -157,9 +158,11 @@ def find_flags(statistics: GateStatistics, thresholds: Mapping[str, float | None
     found: list[Flag] = []
     for name, rule in RULES.items():
         threshold = given.pop(name, rule.threshold)
-        measured = rule.measure(statistics) if statistics.steps or name == "nonfinite" else 0.0
+        measured = rule.measure(statistics)
         if threshold is None or measured is None:
             continue
+        if not statistics.steps and name != "nonfinite":
+            measured = 0.0  # nothing was heard that could speak for it
         length = float(np.median(statistics.lengths))
         meaning = rule.meaning.format(value=rule.unit.format(measured), length=length)
         reached = measured > threshold if name in ("nonfinite", "frozen", "blown_up") else measured >= threshold

@@ -55,12 +55,15 @@ class PhaseSums:
                 raise ValueError(
                     f"phases must be integers of shape (B,) or (B, T), got {label.dtype} of shape {tuple(label.shape)}"
                 )
-        phases = 1 + max((int(label.max()) for label in labels.values() if label.numel()), default=-1)
+        wide = {n: (label[:, None] if label.dim() == 1 else label).long().cpu() for n, label in labels.items()}
+        phases = 1 + max((int(label.max()) for label in wide.values() if label.numel()), default=-1)
         if phases > MOST_PHASES:
             raise ValueError(f"phases must be numbers from 0 to {MOST_PHASES - 1}, got one as large as {phases - 1}")
         self.cell = cell
-        self._labels = {n: (label[:, None] if label.dim() == 1 else label).long().cpu() for n, label in labels.items()}
+        phases = max(phases, 0)  # labels of which none counts
+        self._labels = wide
         self._counts = torch.zeros(phases, dtype=torch.int64)
+        self._centre = torch.zeros(len(cell.parts), cell.units, dtype=torch.float64)  # sums are taken around it
         self._first = torch.zeros(phases, len(cell.parts), cell.units, dtype=torch.float64)
         self._second = torch.zeros(len(cell.parts), cell.units, dtype=torch.float64)
 
@@ -76,7 +79,10 @@ class PhaseSums:
             )
         of_step = labels[sequences, times if labels.shape[1] > 1 else torch.zeros_like(times)]
         counted = of_step >= 0
-        of_step, values = of_step[counted], levels[counted].double() - 0.5  # centred: gates near 1 lose no digits
+        of_step, values = of_step[counted], levels[counted].double()
+        if len(values) and not self._counts.any():
+            self._centre = values[0].clone()  # gates near 1 lose no digits, and one that never moves has no variance
+        values -= self._centre
         self._counts += torch.bincount(of_step, minlength=len(self._counts))
         self._first.index_add_(0, of_step, values)
         self._second += values.square().sum(0)
@@ -89,14 +95,14 @@ class PhaseSums:
         grand = self._first.sum(0) / total
         between = (counts * (means - grand).square()).sum(0)
         within_and_between = (self._second - total * grand.square()).clamp(min=0)
-        tiny = torch.finfo(torch.float32).tiny
+        tiny = torch.finfo(torch.float64).tiny
         eta = (between / within_and_between.clamp(min=tiny)).clamp(0, 1)
         pooled = (between.sum(1) / within_and_between.sum(1).clamp(min=tiny)).clamp(0, 1)
         return GatePhases(
             cell=self.cell.name,
             parts=self.cell.parts,
             counts=self._counts.numpy(),
-            mean=torch.where(counts > 0, means + 0.5, 0.0).numpy(),
+            mean=torch.where(counts > 0, means + self._centre, 0.0).numpy(),
             eta_squared=eta.numpy(),
             pooled=pooled.numpy(),
         )

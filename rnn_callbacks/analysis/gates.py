@@ -49,6 +49,7 @@ class GateStatistics:
     unit_profile: NDArray[np.float32]  # (G + 1, H, time bins), mean over sequences
     state_profile: NDArray[np.float64]  # (4, T): mean |h|, std of h, mean |c|, std of c; two rows without a memory
     memory_saturated: float  # share of |tanh(c)| > 0.9; 0 without a memory
+    memory_drift: float  # slope of mean |c| along the reading of the sequence, per step (least squares); 0 without one
 
     @property
     def closed(self) -> NDArray[np.float64]:
@@ -67,26 +68,16 @@ class GateStatistics:
     @property
     def timescale(self) -> NDArray[np.float64]:
         """Steps after which a unit keeps 1/e of its state, -1 / mean log retention, ``(H,)``; at most a million."""
-        with np.errstate(divide="ignore"):
-            return np.minimum(-1.0 / np.minimum(self.log_retention, 0.0), LONGEST)
+        return 1.0 / np.maximum(-self.log_retention, 1.0 / LONGEST)
 
     @property
     def write_balance(self) -> NDArray[np.float64]:
         """LSTM: mean input / (1 - mean forget) per unit, ``(H,)``; 1 where writing replaces what is forgotten."""
-        if "forget" not in self.parts:
+        if not {"input", "forget"} <= set(self.parts):
             return np.empty(0)
         write, keep = self.mean[self.parts.index("input")], self.mean[self.parts.index("forget")]
         balance: NDArray[np.float64] = write / np.maximum(1.0 - keep, 1e-12)
         return balance
-
-    @property
-    def memory_drift(self) -> float:
-        """LSTM: slope of mean |c| over the sequence, per time step (least squares, weighted by sequences heard)."""
-        if len(self.state_profile) < 4 or np.count_nonzero(self.times) < 2:
-            return 0.0
-        at, weight = np.arange(len(self.times)), self.times / self.times.sum()
-        centred = at - (weight * at).sum()
-        return float((weight * centred * self.state_profile[2]).sum() / (weight * centred**2).sum())
 
     def scalars(self) -> dict[str, float]:
         """The headline, by ``part/quantity``; empty when no finite step was heard."""
@@ -107,8 +98,9 @@ class GateStatistics:
         if len(self.log_retention):
             for name, value in zip(("q10", "q50", "q90"), np.quantile(self.timescale, [0.1, 0.5, 0.9]), strict=True):
                 found[f"timescale/{name}"] = float(value)
-        if len(self.state_profile) == 4:
+        if len(self.write_balance):
             found["write_balance/q50"] = float(np.median(self.write_balance))
+        if len(self.state_profile) == 4:
             found["memory/mean_abs"] = float((self.state_profile[2] * self.times).sum() / self.times.sum())
             found["memory/drift"] = self.memory_drift
             found["memory/saturated"] = self.memory_saturated
@@ -127,17 +119,19 @@ def gate_statistics(
         time_bins: into how many bins positions are grouped in ``unit_profile``; one per step up to that length.
 
     Raises:
-        ValueError: when there is no trace.
+        ValueError: when there is no trace or no time bin.
     """
     if not traces:
         raise ValueError("gate_statistics needs at least one trace, got none: was the module called?")
+    if time_bins < 1:
+        raise ValueError(f"time_bins must be at least 1, got {time_bins}")
     longest = max(trace.inputs.shape[1] for trace in traces)
     sums = _Sums(traces[0].cell, longest, min(time_bins, longest))
     with torch.autocast("cpu", enabled=False):  # half precision would round the rebuilt gates
         for trace in traces:
             for chunk in chunks(trace):
                 rows = _finite_rows(chunk)
-                levels = sums.add(chunk, rows)
+                levels = sums.add(chunk, rows, trace.lengths)
                 if phases is not None:
                     phases.add(levels, trace.batch, chunk.sequences[rows], chunk.times[rows])
             sums.finish(trace)
@@ -169,15 +163,19 @@ class _Sums:
         self.times = torch.zeros(steps, dtype=torch.int64)
         self.profile = torch.zeros(steps, parts, dtype=torch.float64)
         self.bin_of = torch.arange(steps) * time_bins // steps
-        self.unit_profile = torch.zeros(time_bins, parts, units)
+        wide = torch.float32 if cell.bounded else torch.float64
+        self.unit_profile = torch.zeros(time_bins, parts, units, dtype=wide)
         self.states = torch.zeros(steps, 6 if cell.memory_size else 3, dtype=torch.float64)
         self.memory_saturated = 0
+        self.memory_read = torch.zeros(steps, 2, dtype=torch.float64)  # after as many steps: how often, sum of mean |c|
         self.seen = 0  # steps, non-finite ones included
         self.error = 0.0
 
-    def add(self, chunk: Chunk, rows: Tensor | slice) -> Tensor:
+    def add(self, chunk: Chunk, rows: Tensor | slice, lengths: Tensor) -> Tensor:
         """Take in the finite steps of a chunk; gives their gates and |candidate|, ``(n, G + 1, H)``."""
         cell, values, times = self.cell, chunk.inside.values[rows], chunk.times[rows]
+        if not cell.bounded:
+            values = values.double()  # a relu may reach 1e30, whose square float32 does not hold
         logits, candidate = values[:, :-1], values[:, -1]
         self.seen += len(chunk.times)
         self._check(chunk.rebuilt[rows], chunk.hidden[rows])
@@ -185,10 +183,10 @@ class _Sums:
             self.blown_up += (logits.abs() > BLOWN_UP).double().sum((0, 2))
         if cell.retention is not None:
             kept = logits[:, cell.gates.index(cell.retention)]
-            self.log_retention += F.logsigmoid(kept if cell.retains_when_open else -kept).sum(0)
+            self.log_retention += F.logsigmoid(kept if cell.retains_when_open else -kept).sum(0, dtype=torch.float64)
         logits.sigmoid_()  # the chunk is ours and not read again: in place spares a copy of all gates
         candidate.abs_()
-        where = (values * BINS).to(torch.int32).clamp_(max=BINS - 1).add_(self.offsets)
+        where = (values * BINS).clamp_(max=BINS - 1).to(torch.int32).add_(self.offsets)
         self.histogram += torch.bincount(where.flatten(), minlength=len(self.histogram))
         if self.shift is None and len(values):
             self.shift = values.mean(0)
@@ -198,11 +196,14 @@ class _Sums:
             self.second += centred.square_().sum(0)
         self.times += torch.bincount(times, minlength=self.steps)
         self.profile.index_add_(0, times, values.mean(2).double())
-        self.unit_profile.index_add_(0, self.bin_of[times], values)
-        states = [chunk.hidden[rows]] + ([chunk.memory[rows]] if cell.memory_size else [])
+        self.unit_profile.index_add_(0, self.bin_of[times], values.to(self.unit_profile.dtype))
+        states = [chunk.hidden[rows].double()] + ([chunk.memory[rows].double()] if cell.memory_size else [])
         moments = [moment for state in states for moment in (state.abs(), state, state.square())]
-        self.states.index_add_(0, times, torch.stack([m.mean(1) for m in moments], dim=1).double())
+        self.states.index_add_(0, times, torch.stack([m.mean(1) for m in moments], dim=1))
         if cell.memory_size:
+            read = lengths[chunk.sequences[rows]] - 1 - times if cell.place.reverse else times
+            size = moments[3].mean(1)
+            self.memory_read.index_add_(0, read, torch.stack([torch.ones_like(size), size], dim=1))
             self.memory_saturated += int((states[1].abs() > np.arctanh(OPEN)).sum())
         return values
 
@@ -233,7 +234,7 @@ class _Sums:
             parts=cell.parts,
             steps=steps,
             sequences=sum(len(trace.lengths) for trace in traces),
-            nonfinite=1.0 - steps / max(self.seen, 1),
+            nonfinite=1.0 - steps / self.seen if self.seen else 0.0,
             rebuild_error=self.error,
             tolerance=max(trace.tolerance for trace in traces),
             lengths=torch.cat([trace.lengths for trace in traces]).numpy(),
@@ -245,7 +246,16 @@ class _Sums:
             bounded=cell.bounded,
             times=self.times.numpy(),
             profile=(self.profile / at).T.numpy(),
-            unit_profile=(self.unit_profile / bins.clamp(min=1)[:, None, None]).permute(1, 2, 0).numpy(),
+            unit_profile=(self.unit_profile / bins.clamp(min=1)[:, None, None]).permute(1, 2, 0).float().numpy(),
             state_profile=torch.stack([moments[:, 0], spread], dim=1).flatten(0, 1).numpy(),
             memory_saturated=self.memory_saturated / (count * max(cell.memory_size, 1)),
+            memory_drift=_slope(self.memory_read),
         )
+
+
+def _slope(read: Tensor) -> float:
+    """Least-squares slope over positions of a quantity given as ``(T, 2)``: count and sum at each position."""
+    count, total = read.unbind(1)
+    at = torch.arange(len(read), dtype=torch.float64)
+    centred = at - (count * at).sum() / count.sum().clamp(min=1)
+    return float((centred * total).sum() / (count * centred.square()).sum().clamp(min=0.5))

@@ -156,7 +156,10 @@ class GateMonitor(EpochCallback):
                 self._flag(where, statistics, scalars, texts)
             if trusted:
                 drawn = [statistics for _, statistics, _ in found]
-                figures[f"gates/{name}"] = partial(draw_gates, name, drawn, title=f"epoch {look.epoch}")
+                by_phase = [phases for _, _, phases in found if phases is not None and phases.counts.any()]
+                figures[f"gates/{name}"] = partial(
+                    draw_gates, name, drawn, phases=by_phase, title=f"epoch {look.epoch}"
+                )
                 if self.ablate is not None:
                     for cell, statistics, _ in found:
                         changes = losses_without_gates(look, name, cell, statistics, self._batches, self.ablate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -83,4 +82,4 @@ class Schedule:
         if self.every_n_epochs is not None:
             return self.every_n_epochs
         epoch = self.training_seconds / max(epochs_done, 1)
-        return max(1, math.ceil((self.numbers.expected or 0.0) / (self.max_overhead / 2 * epoch)))
+        return max(1, round((self.numbers.expected or 0.0) / (self.max_overhead / 2 * epoch)))

@@ -9,22 +9,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..analysis.gate_phases import GatePhases
 from ..analysis.gates import BINS, CLOSED, LONGEST, OPEN, GateStatistics
 from .style import gate_colour, house_style, say
 
 MOST_ROWS = 6  # cells in one picture; a deeper stack shows its first ones
 
 
-def draw_gates(module: str, cells: Sequence[GateStatistics], *, title: str = "") -> Figure:
+def draw_gates(
+    module: str, cells: Sequence[GateStatistics], *, phases: Sequence[GatePhases] = (), title: str = ""
+) -> Figure:
     """One row per cell: distribution of each gate, gate against time step, unit against time step, LSTM's memory.
 
     Args:
         module: name for the title.
         cells: statistics of the module's cells, lowest layer first.
+        phases: of the same cells, where the task has phases: one more column, gate against phase.
         title: when this was, for example ``epoch 3``.
     """
     shown = cells[:MOST_ROWS]
-    columns = 3 + any(len(statistics.state_profile) == 4 for statistics in shown)
+    with_memory = any(len(statistics.state_profile) == 4 for statistics in shown)
+    columns = 3 + with_memory + bool(phases)
     with house_style():
         figure = Figure(figsize=(3.3 * columns, 0.5 + 2.5 * len(shown)))
         figure.subplots_adjust(
@@ -38,7 +43,7 @@ def draw_gates(module: str, cells: Sequence[GateStatistics], *, title: str = "")
         left_out = f", first {len(shown)} of {len(cells)} cells" if len(shown) < len(cells) else ""
         figure.suptitle(f"{module}: {title}{left_out}", x=0.01, ha="left", fontsize=11, fontweight="bold")
         grid = figure.subplots(len(shown), columns, squeeze=False)
-        for axes, statistics in zip(grid, shown, strict=True):
+        for row, (axes, statistics) in enumerate(zip(grid, shown, strict=True)):
             if statistics.steps == 0:
                 for panel in axes:
                     say(panel, "no finite step heard")
@@ -46,10 +51,10 @@ def draw_gates(module: str, cells: Sequence[GateStatistics], *, title: str = "")
             _draw_distribution(axes[0], statistics)
             _draw_over_steps(axes[1], statistics)
             _draw_units(axes[2], statistics)
-            if len(statistics.state_profile) == 4:
+            if with_memory:
                 _draw_memory(axes[3], statistics)
-            elif columns == 4:
-                axes[3].set_axis_off()
+            if phases:
+                _draw_phases(axes[-1], phases[row])
     return figure
 
 
@@ -121,6 +126,9 @@ def _draw_units(axes: Axes, statistics: GateStatistics) -> None:
 
 
 def _draw_memory(axes: Axes, statistics: GateStatistics) -> None:
+    if len(statistics.state_profile) < 4:
+        axes.set_axis_off()
+        return
     heard = np.flatnonzero(statistics.times)
     size, spread = statistics.state_profile[2, heard], statistics.state_profile[3, heard]
     axes.fill_between(heard + 1, 0, spread, color=gate_colour("forget", 0), alpha=0.15, lw=0, label="std of c")
@@ -129,3 +137,20 @@ def _draw_memory(axes: Axes, statistics: GateStatistics) -> None:
     axes.set(ylim=(0, 1.5 * max(1e-6, size.max(), spread.max())), xlabel="time step")
     axes.set_title("size of cell and hidden state")
     axes.legend(loc="upper left", handlelength=1.4)
+
+
+def _draw_phases(axes: Axes, phases: GatePhases) -> None:
+    seen = np.flatnonzero(phases.counts)
+    width = 0.8 / len(phases.parts)
+    for row, part in enumerate(phases.parts):
+        axes.bar(
+            np.arange(len(seen)) + (row - (len(phases.parts) - 1) / 2) * width,
+            phases.mean[seen, row].mean(1),
+            width,
+            color=gate_colour(part, row),
+            label=f"{phases.pooled[row]:.0%}",
+        )
+    axes.set(ylim=(0, 1.35), yticks=[0, 0.5, 1], xlabel="task phase", ylabel="mean over units")
+    axes.set_xticks(np.arange(len(seen)), [str(phase) for phase in seen])
+    axes.set_title("by phase (% of variance it explains)")
+    axes.legend(loc="upper center", ncols=len(phases.parts), handlelength=0.8, columnspacing=0.8)

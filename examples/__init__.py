@@ -1,0 +1,1 @@
+"""Worked examples, each with something known to be true that it checks."""

@@ -1,0 +1,19 @@
+"""``make bench``: the numbers this project aims at, as ratios of CPU time measured in alternation in one process.
+
+Run it on a machine that is otherwise quiet; one thread. Nothing here is a test: a busy machine cannot break the gate.
+"""
+
+import logging
+import warnings
+
+import torch
+
+from . import gates
+
+if __name__ == "__main__":
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    print(f"{'what':<86}{'measured':>22}{'aim':>14}")
+    for what, measured, aim in gates.rows():
+        print(f"{what:<86}{measured:>22}{aim:>14}", flush=True)

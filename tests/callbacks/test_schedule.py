@@ -1,0 +1,75 @@
+import pytest
+
+from rnn_callbacks.callbacks.schedule import Schedule
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def simulate(schedule, clock, epochs, epoch_seconds, look_seconds, figure_seconds):
+    """Epochs with a look and with a picture, of a run whose every part takes a known time."""
+    looked, drawn = [], []
+    for epoch in range(epochs):
+        clock.now += epoch_seconds
+        last = epoch == epochs - 1
+        if schedule.look_is_due(epoch, last=last):
+            looked.append(epoch)
+            clock.now += look_seconds
+            schedule.numbers.add(look_seconds)
+            if schedule.figure_is_due(epoch, last=last):
+                drawn.append(epoch)
+                clock.now += figure_seconds
+                schedule.figures.add(figure_seconds)
+    return looked, drawn
+
+
+def test_without_a_period_looks_take_their_share_of_the_time_and_no_more():
+    clock = Clock()
+    schedule = Schedule(None, None, 0.02, clock)
+    looked, drawn = simulate(schedule, clock, 1000, 1.0, 0.1, 0.5)
+    # 1 % of 1000 s is 100 looks of 0.1 s and 20 pictures of 0.5 s; the last of each comes whatever the budget says.
+    assert 98 <= len(looked) <= 101
+    assert 18 <= len(drawn) <= 21
+    assert looked[0] == 0
+    assert looked[-1] == drawn[-1] == 999
+    assert schedule.overhead == pytest.approx(0.02, abs=1e-3)
+    assert schedule.training_seconds == pytest.approx(1000.0)
+
+
+def test_cheap_looks_come_at_every_epoch():
+    clock = Clock()
+    looked, _ = simulate(Schedule(None, None, 0.02, clock), clock, 50, 1.0, 0.001, 0.001)
+    assert looked == list(range(50))
+
+
+def test_a_dear_first_look_does_not_silence_the_rest():
+    clock = Clock()
+    schedule = Schedule(None, None, 0.02, clock)
+    schedule.numbers.add(1.0)
+    for _ in range(8):
+        schedule.numbers.add(0.01)
+    assert schedule.numbers.expected == pytest.approx(0.01)
+
+
+def test_a_fixed_period_ignores_the_budget():
+    clock = Clock()
+    looked, drawn = simulate(Schedule(3, 6, 1e-9, clock), clock, 12, 1.0, 50.0, 50.0)
+    assert looked == [2, 5, 8, 11]
+    assert drawn == [5, 11]
+
+
+def test_the_spacing_it_says_is_the_spacing_it_keeps():
+    clock = Clock()
+    schedule = Schedule(None, None, 0.02, clock)
+    clock.now += 1.0
+    schedule.numbers.add(0.1)
+    clock.now += 0.1
+    assert schedule.spacing(epochs_done=1) == 10
+    assert Schedule(4, None, 0.02, clock).spacing(epochs_done=1) == 4

@@ -1,0 +1,40 @@
+"""From a module to what was heard of it, for the tests of listening and rebuilding."""
+
+import torch
+
+from rnn_callbacks.capture import Recorder
+from rnn_callbacks.rebuild import chunks, traces
+
+
+def calls_of(recorder):
+    """The passages of the only module that was heard; nothing may have gone wrong."""
+    assert not recorder.faults
+    (tape,) = recorder.tapes.values()
+    return tape.calls
+
+
+def hear(module, *args, **kwargs):
+    """The one passage of one forward pass."""
+    with Recorder(module) as recorder, torch.no_grad():
+        module(*args, **kwargs)
+    (call,) = calls_of(recorder)
+    return call
+
+
+def rebuild_error(call, rows=11):
+    """Largest difference of rebuilt and recorded hidden states over all cells, relative to the largest state."""
+    worst = 0.0
+    for trace in traces(call):
+        for chunk in chunks(trace, rows):
+            scale = max(1.0, chunk.hidden.abs().max().item())
+            worst = max(worst, (chunk.rebuilt - chunk.hidden).abs().max().item() / scale)
+    return worst
+
+
+def memories(call, cell=0):
+    """Rebuilt memory ``(B, T, M)`` of one cell of a call without padding."""
+    trace = traces(call)[cell]
+    found = torch.full((*trace.inputs.shape[:2], trace.cell.memory_size), torch.nan, dtype=trace.inputs.dtype)
+    for chunk in chunks(trace, 11):
+        found[chunk.sequences, chunk.times] = chunk.memory
+    return found

@@ -1,0 +1,38 @@
+"""The examples in a small size, run as a user runs them."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples import digits
+from rnn_callbacks.report import load
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_digits_trains_and_tells_what_was_seen(cell, tmp_path, capsys):
+    trainer = digits.main(["--cell", cell, "--epochs", "3", "--images", "300", "--logs", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert re.search(r"accuracy on unseen images +\d+\.\d%", said)
+    assert re.search(r"time spent watching +\d+\.\d% of the training time", said)
+    assert ("memory of the median unit" in said) == (cell != "rnn")
+    assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
+    files = sorted(Path(trainer.log_dir, "rnn_callbacks", "gates").glob("*.npz"))
+    assert {load(str(path)).epoch for path in files} >= {0, 2}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LightningCLI's own use of jsonargparse
+def test_digits_runs_from_its_yaml(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", ["digits"])
+    small = ["--trainer.max_epochs=2", "--data.images=200", "--trainer.enable_progress_bar=false"]
+    digits.command_line(["fit", "--config", str(ROOT / "configs" / "digits.yaml"), *small])
+    (path,) = tmp_path.rglob("*.npz")
+    report = load(str(path)).report
+    assert report.scalars["gates/reader.l0/flags/update_mean_below"] == 0
+    assert "gates/reader.l0/update/phase_eta_squared" in report.scalars

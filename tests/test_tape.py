@@ -1,0 +1,305 @@
+import pytest
+import torch
+from torch import nn
+
+from rnn_callbacks.capture import Recorder
+
+from .hear import calls_of, memories, rebuild_error
+
+SEQUENCES, STEPS, INPUTS, UNITS, LAYERS = 3, 7, 2, 5, 2
+ROUNDING = 2e-6  # of a few dozen additions of numbers near 1 in float32
+
+FUSED = [nn.GRU, nn.LSTM, nn.RNN]
+CELLS = [nn.GRUCell, nn.LSTMCell, nn.RNNCell]
+
+
+def make(family, *sizes, seed=0, **options):
+    torch.manual_seed(seed)
+    return family(INPUTS, UNITS, *sizes, **options)
+
+
+def make_inputs(*shape, seed=1):
+    return torch.randn(*shape, INPUTS, generator=torch.Generator().manual_seed(seed))
+
+
+def changed(state, change):
+    """The state, or both of an LSTM's, changed."""
+    return tuple(map(change, state)) if isinstance(state, tuple) else change(state)
+
+
+def hidden_of(state):
+    return state[0] if isinstance(state, tuple) else state
+
+
+class Loop(nn.Module):
+    """A loop over a single-step cell as users write it; keeps its own list of states ``(B, T, H)``."""
+
+    def __init__(self, family, between=lambda t, state: state, start=None):
+        super().__init__()
+        self.cell = make(family)
+        self.between, self.start = between, start
+
+    def forward(self, x, state=None):
+        state = self.start if state is None else state
+        shown = []
+        for t, step in enumerate(x.unbind(1)):
+            state = self.cell(step) if state is None else self.cell(step, hx=state)
+            shown.append(hidden_of(state))
+            state = self.between(t, state)
+        return torch.stack(shown, dim=1), state
+
+
+# ---- modules that read sequences ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("sizes", [(STEPS,), (1,) * STEPS, (4, 1, 2)], ids=["whole", "decoder", "chunks"])
+def test_calls_that_hand_on_the_last_state_are_one_passage(family, sizes):
+    module, x = make(family, LAYERS, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    state, shown = None, []
+    with Recorder(module) as recorder, torch.no_grad():
+        for part in x.split(sizes, dim=1):
+            y, state = module(part, state)
+            shown.append(y)
+    (call,) = calls_of(recorder)
+    assert torch.equal(call.inputs, x)
+    assert torch.equal(call.outputs, torch.cat(shown, dim=1))
+    assert call.lengths.tolist() == [STEPS] * SEQUENCES
+    assert not call.initial.any()
+    last = torch.cat(state, dim=2) if family is nn.LSTM else state
+    assert torch.equal(call.final, last)
+    assert rebuild_error(call) < ROUNDING
+
+
+def test_memory_runs_on_through_chunks_of_an_lstm():
+    module, x = make(nn.LSTM, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    state, shown = None, []
+    with Recorder(module) as recorder, torch.no_grad():
+        for part in x.split((2, 5), dim=1):
+            _, state = module(part, state)
+        for t in range(STEPS):
+            shown.append(module(x[:, : t + 1])[1][1][0])
+    call = calls_of(recorder)[0]
+    assert (memories(call) - torch.stack(shown, dim=1)).abs().max() < ROUNDING
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_calls_without_a_state_are_passages_of_their_own(family):
+    module, x = make(family, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    other = make_inputs(SEQUENCES, 4, seed=2)
+    model = nn.Sequential()
+    model.rnn = module
+    model.forward = lambda: (module(x), module(other))
+    with Recorder(model) as recorder, torch.no_grad():
+        model()
+    first, second = calls_of(recorder)
+    assert torch.equal(first.inputs, x)
+    assert torch.equal(second.inputs, other)
+    assert (first.batch, second.batch) == (0, 0)
+    assert max(map(rebuild_error, (first, second))) < ROUNDING
+
+
+def test_same_hidden_state_with_another_memory_begins_anew():
+    module, x = make(nn.LSTM, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    with Recorder(module) as recorder, torch.no_grad():
+        _, (h, c) = module(x)
+        recorder.next_batch()
+        _, (h, c) = module(x)
+        module(x, (h, c + 1))
+    _, first, second = calls_of(recorder)
+    assert torch.equal(second.initial, torch.cat([h, c + 1], dim=2))
+    assert (memories(second)[:, 0] - memories(first)[:, -1]).abs().max() > 0.1  # a wrong start would show
+
+
+def test_backward_cell_is_not_joined_over_chunks():
+    # It starts every chunk from that chunk's end, so two chunks are not one longer passage.
+    module, x = make(nn.GRU, batch_first=True, bidirectional=True), make_inputs(SEQUENCES, STEPS)
+    with Recorder(module) as recorder, torch.no_grad():
+        recorder.next_batch()
+        _, state = module(x[:, :4])
+        module(x[:, 4:], state)
+    first, second = calls_of(recorder)
+    assert torch.equal(second.initial, first.final)
+    assert max(map(rebuild_error, (first, second))) < ROUNDING
+
+
+def test_sequences_do_not_go_on_from_one_batch_to_the_next():
+    module, x = make(nn.GRU, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    with Recorder(module) as recorder, torch.no_grad():
+        _, state = module(x)
+        recorder.next_batch()
+        module(x, state)
+    first, second = calls_of(recorder)
+    assert (first.batch, second.batch) == (0, 1)
+    assert torch.equal(second.initial, first.final)
+
+
+@pytest.mark.parametrize("family", [nn.GRU, nn.LSTM])
+def test_weights_that_move_between_chunks_end_a_passage(family):
+    module, x = make(family, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    optimizer = torch.optim.SGD(module.parameters(), lr=10.0)
+    state = None
+    with Recorder(module) as recorder:
+        recorder.next_batch()
+        for part in x.split((4, 3), dim=1):
+            y, state = module(part, state)
+            y.square().mean().backward()
+            optimizer.step()
+            state = changed(state, torch.Tensor.detach)
+    first, second = calls_of(recorder)
+    assert torch.equal(second.initial, first.final)
+    assert max(map(rebuild_error, (first, second))) < ROUNDING
+
+
+@pytest.mark.parametrize("family", [nn.GRU, nn.GRUCell, nn.LSTMCell])
+def test_streams_that_take_turns_stay_apart(family):
+    module, x = make(family), make_inputs(2, SEQUENCES, STEPS)
+    states = [None, None]
+    with Recorder(module) as recorder, torch.no_grad():
+        recorder.next_batch()
+        for t in range(STEPS):
+            for stream in range(2):
+                if family is nn.GRU:
+                    _, states[stream] = module(x[stream, :, t][None], states[stream])
+                else:
+                    states[stream] = module(x[stream, :, t], states[stream])
+    calls = calls_of(recorder)
+    assert [torch.equal(call.inputs, x[stream]) for stream, call in enumerate(calls)] == [True, True]
+    assert max(map(rebuild_error, calls)) < ROUNDING
+
+
+def test_sequences_that_leave_a_loop_early_are_shorter():
+    # A decoder over sequences sorted by length that computes only the ones still running.
+    module, x = make(nn.LSTMCell), make_inputs(SEQUENCES, STEPS)
+    running = [3, 3, 2, 2, 2, 1, 1]
+    state, shown = None, []
+    with Recorder(module) as recorder, torch.no_grad():
+        for t, rows in enumerate(running):
+            state = module(x[:rows, t], None if state is None else changed(state, lambda s, b=rows: s[:b]))
+            shown.append(state)
+    (call,) = calls_of(recorder)
+    assert call.lengths.tolist() == [7, 5, 2]
+    for row, length in enumerate(call.lengths.tolist()):
+        assert torch.equal(call.inputs[row, :length], x[row, :length])
+        hidden = torch.stack([h[row] for h, _ in shown[:length]])
+        assert torch.equal(call.outputs[row, :length], hidden)
+        assert torch.equal(call.final[0, row], torch.cat([part[row] for part in shown[length - 1]]))
+    assert rebuild_error(call) < ROUNDING
+
+
+# ---- cells in a loop of the user's ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", CELLS)
+@pytest.mark.parametrize("start", [False, True], ids=["from nothing", "from a state"])
+def test_loop_over_a_cell_is_one_passage(family, start):
+    model, x = Loop(family), make_inputs(SEQUENCES, STEPS)
+    h0 = make_inputs(SEQUENCES, UNITS).mean(2)
+    state = ((h0, 2 * h0) if family is nn.LSTMCell else h0) if start else None
+    with Recorder(model) as recorder, torch.no_grad():
+        shown, last = model(x, state)
+    (call,) = calls_of(recorder)
+    assert torch.equal(call.inputs, x)
+    assert torch.equal(call.outputs, shown)
+    assert torch.equal(call.previous[:, 1:, :UNITS], shown[:, :-1])
+    expected = torch.cat(state, 1) if start and family is nn.LSTMCell else h0 if start else torch.zeros(1)
+    assert torch.equal(call.initial[0], expected.expand_as(call.initial[0]))
+    assert torch.equal(call.final[0], torch.cat(last, dim=1) if family is nn.LSTMCell else last)
+    assert rebuild_error(call) < ROUNDING
+
+
+@pytest.mark.parametrize("family", CELLS)
+def test_loop_tells_the_gates_of_the_fused_module(family):
+    fused = {nn.GRUCell: nn.GRU, nn.LSTMCell: nn.LSTM, nn.RNNCell: nn.RNN}[family]
+    model, x = Loop(family), make_inputs(SEQUENCES, STEPS)
+    whole = fused(INPUTS, UNITS, batch_first=True)
+    whole.load_state_dict({f"{name}_l0": value for name, value in model.cell.state_dict().items()})
+    with Recorder(model) as one, Recorder(whole) as other, torch.no_grad():
+        model(x)
+        whole(x)
+    stepped, fused_call = calls_of(one)[0], calls_of(other)[0]
+    assert (stepped.outputs - fused_call.outputs).abs().max() < ROUNDING
+    if family is nn.LSTMCell:
+        assert (memories(stepped) - memories(fused_call)).abs().max() < ROUNDING
+
+
+MASK = torch.tensor([[1.0], [0.0], [1.0]])
+CHANGES = {
+    "masked": lambda t, state: changed(state, lambda s: MASK * s),  # the second sequence is reset after every step
+    "reset at times": lambda t, state: changed(state, lambda s: MASK * s if t == 3 else s),
+    "dropped": lambda t, state: changed(state, lambda s: nn.functional.dropout(s, 0.4)),
+    "normalised": lambda t, state: changed(state, lambda s: nn.functional.layer_norm(s, s.shape[1:])),
+    "decaying": lambda t, state: changed(state, lambda s: 0.7 * s),
+}
+
+
+@pytest.mark.parametrize("family", CELLS)
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_states_that_the_user_changes_between_steps_are_those_before_the_next(family, change):
+    seen = []
+
+    def between(t, state):
+        state = CHANGES[change](t, state)
+        seen.append(torch.cat(state, dim=1) if isinstance(state, tuple) else state)
+        return state
+
+    model, x = Loop(family, between), make_inputs(SEQUENCES, STEPS)
+    with Recorder(model) as recorder, torch.no_grad():
+        shown, _ = model(x)
+    (call,) = calls_of(recorder)
+    assert torch.equal(call.outputs, shown)
+    assert torch.equal(call.previous[:, 1:], torch.stack(seen[:-1], dim=1))
+    assert rebuild_error(call) < ROUNDING
+
+
+@pytest.mark.parametrize("family", CELLS)
+@pytest.mark.parametrize("start", [False, True], ids=["from nothing", "from the same state"])
+def test_two_loops_in_a_batch_are_two_passages(family, start):
+    h0 = torch.ones(SEQUENCES, UNITS) / 2
+    model = Loop(family, start=((h0, h0) if family is nn.LSTMCell else h0) if start else None)
+    model.between = CHANGES["decaying"]  # so that no loop is known by handing on the very same state
+    x, other = make_inputs(SEQUENCES, STEPS), make_inputs(SEQUENCES, 4, seed=2)
+    with Recorder(model) as recorder, torch.no_grad():
+        recorder.next_batch()
+        model(x), model(other)
+        recorder.next_batch()
+        model(x)
+    calls = calls_of(recorder)
+    assert [call.inputs.shape[1] for call in calls] == [STEPS, 4, STEPS]
+    assert [call.batch for call in calls] == [0, 0, 1]
+    assert torch.equal(calls[1].inputs, other)
+
+
+@pytest.mark.parametrize("family", CELLS)
+def test_unbatched_step_is_a_sequence_of_its_own(family):
+    cell, x = make(family), make_inputs(STEPS)
+    state = None
+    with Recorder(cell) as recorder, torch.no_grad():
+        for step in x:
+            state = cell(step, state)
+    (call,) = calls_of(recorder)
+    assert torch.equal(call.inputs, x[None])
+    assert torch.equal(call.outputs[0, -1], hidden_of(state))
+    assert rebuild_error(call) < ROUNDING
+
+
+# ---- trimming -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [nn.LSTM, nn.LSTMCell])
+def test_head_is_what_fewer_sequences_would_have_told(family):
+    model = Loop(family) if family is nn.LSTMCell else make(family, batch_first=True)
+    x = make_inputs(SEQUENCES, STEPS)
+    with Recorder(model) as recorder, torch.no_grad():
+        model(x), recorder.next_batch(), model(x + 1)
+    (tape,) = recorder.tapes.values()
+    assert (tape.sequences, len(tape.calls)) == (6, 2)
+    assert [len(call.lengths) for call in tape.head(5).calls] == [3, 2]
+    assert [len(call.lengths) for call in tape.head(3).calls] == [3]
+    part = tape.head(2)
+    assert (part.name, part.sequences) == (tape.name, 2)
+    call = part.calls[0]
+    assert torch.equal(call.inputs, x[:2])
+    assert call.initial.shape == call.final.shape == (1, 2, 2 * UNITS)
+    assert (memories(call) - memories(tape.calls[0])[:2]).abs().max() < ROUNDING
+    assert rebuild_error(call) < ROUNDING
