@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .cells import is_recurrent
+from .cells import Cell, is_recurrent
 from .crossing import Crossing, read_call
 from .hooks import Ear, uncompiled
 from .snapshot import Snapshot
@@ -197,8 +197,8 @@ class Recorder:
         return 0 if full else self.max_sequences - self._heard[name]
 
     def _keep(self, name: str, crossing: Crossing) -> None:
-        snapshot = self._snapshot(name, crossing.module)
-        call = read_call(crossing, snapshot.cells, batch=self._batch, room=self._room(name))
+        room = self._room(name)
+        call = read_call(crossing, self._cells(name, crossing.module), batch=self._batch, room=room)
         if 0 in call.inputs.shape[:2]:
             return
         passages = self._passages[name]
@@ -216,11 +216,11 @@ class Recorder:
         else:
             passage.append(call)
 
-    def _snapshot(self, name: str, module: nn.Module) -> Snapshot:
+    def _cells(self, name: str, module: nn.Module) -> tuple[Cell, ...]:
         """The module's equations; taken again in training at every batch, otherwise only if the weights moved."""
         known = self._snapshots.get(name)
         batch = self._batch if module.training else 0
         if known is None or known.batch != batch or not known.holds(module):
             known = self._snapshots[name] = Snapshot.of(module, batch)
             self._bytes += known.nbytes
-        return known
+        return known.cells

@@ -42,7 +42,9 @@ def uncompiled(modules: Iterable[nn.Module]) -> Iterator[None]:
     ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` unless told to. Several of these may overlap and end in any order.
     """
     dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None or (all(isinstance(m, nn.RNNBase) for m in modules) and not dynamo.config.allow_rnn):
+    if dynamo is None or (
+        all(isinstance(m, nn.RNNBase) for m in modules) and not getattr(dynamo.config, "allow_rnn", False)
+    ):
         yield
         return
     listener = object()

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .cells import Activations, Cell, GRUCell, LSTMCell, RNNCell
-from .tape import Call, Dropout
+from .tape import Call, Dropout, Tape
 
 ROWS = 1024  # steps per chunk; measured: 0.74 of a GRU's forward pass in chunks of 1024, 1.06 in one piece
 
@@ -75,6 +75,15 @@ def traces(call: Call) -> tuple[Trace, ...]:
             found.append(_trace(stack[place], inputs, hidden, call, rows[place]))
         inputs = outputs * masks[layer] if layer < len(masks) else outputs
     return tuple(found)
+
+
+def traces_by_cell(tape: Tape) -> dict[str, list[Trace]]:
+    """Traces of every cell of a module over all its recorded calls, by cell name, lowest layer first."""
+    found: dict[str, list[Trace]] = {}
+    for call in tape.calls:
+        for trace in traces(call):
+            found.setdefault(trace.cell.name, []).append(trace)
+    return found
 
 
 def _trace(cell: Cell, inputs: Tensor, hidden: Tensor, call: Call, row: int) -> Trace:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,7 @@ class Snapshot:
     cells: tuple[Cell, ...]
     batch: int
     nbytes: int
-    versions: tuple[tuple[int, int], ...]  # where each weight lies, and how often torch had written to it
-    aliases: tuple[Tensor, ...]  # they keep those places from being given to other weights
+    versions: tuple[tuple[ReferenceType[Tensor], int], ...]  # each weight, and how often torch had written to it
 
     @classmethod
     def of(cls, module: nn.Module, batch: int) -> Snapshot:
@@ -31,12 +31,16 @@ class Snapshot:
         weights = _weights(module)
         with _held_still(module):
             taken = cells(module)
-        aliases = tuple(weight.detach() for weight in weights)
-        return cls(taken, batch, sum(weight.nbytes for weight in weights), _versions(weights), aliases)
+        versions = tuple((ref(weight), _version(weight)) for weight in weights)
+        return cls(taken, batch, sum(weight.nbytes for weight in weights), versions)
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the module's weights are still the same tensors, and nobody has written to them."""
-        return _versions(_weights(module)) == self.versions
+        now = _weights(module)
+        return len(now) == len(self.versions) and all(
+            known() is weight and version == _version(weight)
+            for weight, (known, version) in zip(now, self.versions, strict=True)
+        )
 
 
 def _weights(module: nn.Module) -> list[Tensor]:
@@ -50,8 +54,8 @@ def _weights(module: nn.Module) -> list[Tensor]:
     return found
 
 
-def _versions(weights: list[Tensor]) -> tuple[tuple[int, int], ...]:
-    return tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version  # torch does not count for inference tensors
 
 
 @contextmanager

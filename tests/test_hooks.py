@@ -94,6 +94,7 @@ def train_and_look(model, recorder=None):
     return [*results, *model.state_dict().values()], heard
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo's own
 @pytest.mark.parametrize("family, way", CASES, ids=[f"{family.__name__}-{way}" for family, way in CASES])
 def test_every_look_at_a_compiled_model_hears_and_compiles_nothing_more(family, way, backend):
     alone = Counted()
@@ -109,9 +110,8 @@ def test_every_look_at_a_compiled_model_hears_and_compiles_nothing_more(family, 
         (call,) = calls
         assert call.inputs.shape == (SEQUENCES, STEPS, INPUTS)
         assert rebuild_error(call) < ROUNDING
-    if way != "method of a part":  # of which torch compiles nothing by itself
-        looks = backend.runs / alone.runs  # only a listened-to pass may run uncompiled
-        assert (looks > 0.7) if issubclass(family, nn.RNNCellBase) else (backend.runs == alone.runs)
+    # Of the 40 passes only the 10 that were listened to may run uncompiled, and those of nn.GRU and nn.LSTM need not.
+    assert backend.runs == (alone.runs * 3 // 4 if issubclass(family, nn.RNNCellBase) else alone.runs)
 
 
 @pytest.mark.parametrize("family", [nn.GRU, nn.GRUCell])
@@ -170,12 +170,11 @@ def test_users_own_stance_comes_back(backend):
     assert compiled_runs(function, backend)
 
 
-def test_modules_that_are_never_compiled_leave_compiled_code_alone(backend, monkeypatch):
+def test_modules_that_are_never_compiled_leave_compiled_code_alone(backend):
     function = torch.compile(lambda x: x + 1, backend=backend)
     with Recorder(nn.GRU(2, 3)):
         assert compiled_runs(function, backend)
-    monkeypatch.setattr(torch._dynamo.config, "allow_rnn", True)
-    with Recorder(nn.GRU(2, 3)):
+    with torch._dynamo.config.patch(allow_rnn=True), Recorder(nn.GRU(2, 3)):
         assert not compiled_runs(function, backend)
 
 
@@ -229,6 +228,6 @@ def test_file_saved_while_listening_needs_nothing_of_ours(tmp_path):
         torch.save(model, tmp_path / "model.pt")
     code = (
         f"import sys, torch; model = torch.load(r'{tmp_path / 'model.pt'}', weights_only=False);"
-        f"model(torch.ones(2, 3, {INPUTS})); sys.exit(any('rnn_callbacks' in name for name in sys.modules))"
+        f"model(torch.ones(2, 3, {INPUTS})); sys.exit('rnn_callbacks' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=tmp_path).returncode == 0

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import time
-import traceback
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -20,32 +16,13 @@ from torch import nn
 
 from .. import sinks
 from ..capture import Recorder
-from ..rebuild import Trace, traces
 from ..report import Report
 from ..tape import Tape
-from .guard import RecurrentHealthWarning, check_choice, check_share, check_whole_number, find_modules, undisturbed_rng
+from .guard import Guard, check_choice, check_share, check_whole_number, find_modules, undisturbed_rng
+from .look import Look, logging_step
 from .schedule import Schedule
 
 Observe = Literal["validation", "train"]
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What a callback is given to analyse."""
-
-    trainer: pl.Trainer
-    pl_module: pl.LightningModule
-    tapes: dict[str, Tape]  # by module; only modules that were called
-    epoch: int
-    step: int
-
-    def cells(self, module: str) -> dict[str, list[Trace]]:
-        """Traces of every cell of a module, by cell name."""
-        found: dict[str, list[Trace]] = {}
-        for call in self.tapes[module].calls:
-            for trace in traces(call):
-                found.setdefault(trace.cell.name, []).append(trace)
-        return found
 
 
 class EpochCallback(pl.Callback, ABC):
@@ -89,15 +66,15 @@ class EpochCallback(pl.Callback, ABC):
         self._modules: dict[str, nn.Module] = {}
         self._recorder: Recorder | None = None
         self._forget_run()
-        self._looks = 0
-        self._failed_looks = 0
-        self._said: set[str] = set()
 
     def _forget_run(self) -> None:
         self._folder: str | None = None
         self._fresh = False  # whether something was heard that was not looked at yet
         self._heard_at = (0, 0)  # epoch and step of it
+        self._listened_in = -1  # epoch
+        self._looks = 0
         self._schedule = Schedule(self.every_n_epochs, self.figure_every_n_epochs, self.max_overhead)
+        self._guard = Guard(type(self).__name__, f"{self.noun}/failed_looks", self.on_error)
 
     @abstractmethod
     def analyse(self, look: Look) -> Report:
@@ -116,12 +93,12 @@ class EpochCallback(pl.Callback, ABC):
         return self._generate_state_key(module=self.module, observe=self.observe)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"looks": self._looks, "failed_looks": self._failed_looks, "said": sorted(self._said)}
+        return {"looks": self._looks, "failed_looks": self._guard.failures, "said": sorted(self._guard.said)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._looks = int(state_dict.get("looks", 0))
-        self._failed_looks = int(state_dict.get("failed_looks", 0))
-        self._said = set(state_dict.get("said", ()))
+        self._guard.failures = int(state_dict.get("failed_looks", 0))
+        self._guard.said = set(state_dict.get("said", ()))
 
     # ---- before training -------------------------------------------------------------------------------------------
 
@@ -164,7 +141,7 @@ class EpochCallback(pl.Callback, ABC):
         wanted = [self.module] if isinstance(self.module, str) else self.module
         self._modules, remark = find_modules(title, pl_module, wanted)
         if remark:
-            self._say("unheard", f"{title} cannot listen to every recurrent module.{remark}")
+            self._guard.say("unheard", f"{title} cannot listen to every recurrent module.{remark}")
         try:
             self.check(self._modules)
         except ValueError as error:
@@ -184,7 +161,7 @@ class EpochCallback(pl.Callback, ABC):
             layout: sinks.Layout = {}
             for callback in everyone:
                 layout |= callback.layout()
-            with self._guarded():
+            with self._guard:
                 sinks.log_layout(trainer, layout)
         if trainer.is_global_zero:
             self._folder = sinks.run_folder(trainer)
@@ -192,6 +169,7 @@ class EpochCallback(pl.Callback, ABC):
     # ---- listening -------------------------------------------------------------------------------------------------
 
     def _listen(self, trainer: pl.Trainer) -> None:
+        self._listened_in = trainer.current_epoch
         # Numbers come from rank zero alone and are then shared, so the other ranks have nothing to listen to.
         if self._recorder is not None and trainer.is_global_zero and not trainer.sanity_checking:
             if any(peer._schedule.wants_epoch(trainer.current_epoch) for peer in self._peers(trainer)):
@@ -217,6 +195,8 @@ class EpochCallback(pl.Callback, ABC):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self.observe == "train":
+            if self._listened_in != trainer.current_epoch:  # resumed within an epoch: no epoch start was announced
+                self._listen(trainer)
             self._next_batch(trainer, batch, batch_idx, 0)
 
     def _next_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
@@ -224,7 +204,7 @@ class EpochCallback(pl.Callback, ABC):
             self._recorder.next_batch()
         recorder = self._shared_recorder(trainer)
         if recorder is not None and recorder.listening:
-            with self._guarded(), undisturbed_rng(), torch.no_grad():
+            with self._guard, undisturbed_rng(), torch.no_grad():
                 self.on_heard_batch(recorder.batch, batch, batch_idx, dataloader_idx)
 
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
@@ -237,12 +217,12 @@ class EpochCallback(pl.Callback, ABC):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.observe == "validation" and not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._finish_epoch(trainer, pl_module, _step(trainer))
+            self._finish_epoch(trainer, pl_module, logging_step(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.observe == "train":
             # Lightning counts the epoch's last batch before this hook and logs epoch-end values one step earlier.
-            self._finish_epoch(trainer, pl_module, _step(trainer) - 1)
+            self._finish_epoch(trainer, pl_module, logging_step(trainer) - 1)
 
     def _finish_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         scalars: dict[str, float] = {}
@@ -257,7 +237,9 @@ class EpochCallback(pl.Callback, ABC):
             if heard and self._schedule.look_is_due(trainer.current_epoch, last=last):
                 scalars = self._look(trainer, pl_module, last=last)
             elif not heard and self._schedule.wants_epoch(trainer.current_epoch):
-                self._say("silent", f"{type(self).__name__} heard nothing: {', '.join(self._modules)} was not called.")
+                self._guard.say(
+                    "silent", f"{type(self).__name__} heard nothing: {', '.join(self._modules)} was not called."
+                )
         if trainer.world_size > 1:
             scalars = trainer.strategy.broadcast(scalars, src=0)
         if scalars:
@@ -276,22 +258,22 @@ class EpochCallback(pl.Callback, ABC):
         epoch, step = self._heard_at
         report = Report({})
         self._fresh = False
-        with self._guarded(), undisturbed_rng(), torch.no_grad():
+        with self._guard, undisturbed_rng(), torch.no_grad():
             report = self.analyse(self._what_was_heard(trainer, pl_module, epoch, step))
         self._looks += 1
         seconds = time.perf_counter() - begin
         scalars = {
             **report.scalars,
-            f"{self.noun}/failed_looks": float(self._failed_looks),
+            f"{self.noun}/failed_looks": float(self._guard.failures),
             f"{self.noun}/seconds": seconds,
             f"{self.noun}/overhead": self._schedule.overhead,
         }
-        with self._guarded(), undisturbed_rng():
+        with self._guard, undisturbed_rng():
             self._publish(trainer, replace(report, scalars=scalars), epoch, step)
         self._schedule.numbers.add(time.perf_counter() - begin)
         if report.figures and self._schedule.figure_is_due(epoch, last=last):
             begin = time.perf_counter()
-            with self._guarded(), undisturbed_rng():
+            with self._guard, undisturbed_rng():
                 sinks.log_figures(trainer, report.figures, self._folder, noun=self.noun, epoch=epoch, step=step)
             self._schedule.figures.add(time.perf_counter() - begin)
         if self._looks == 1:
@@ -315,7 +297,7 @@ class EpochCallback(pl.Callback, ABC):
             if tape.calls:
                 tapes[name] = tape
             else:
-                self._say(
+                self._guard.say(
                     f"silent {name}", f"{type(self).__name__}: {name} was not called in this look; it is left out."
                 )
         return Look(trainer, pl_module, tapes, epoch, step)
@@ -335,10 +317,12 @@ class EpochCallback(pl.Callback, ABC):
         if trainer.is_global_zero and self._fresh and self.every_n_epochs is None:
             epoch, step = self._heard_at
             scalars = self._look(trainer, pl_module, last=True)
-            with self._guarded():
+            with self._guard:
                 sinks.log_scalars(trainer, scalars, epoch=epoch, step=step)
         if trainer.is_global_zero and self._looks == 0 and self.every_n_epochs is None:
-            self._say("nothing", f"{type(self).__name__} saw nothing: no {self.observe} batch was heard in this run.")
+            self._guard.say(
+                "nothing", f"{type(self).__name__} saw nothing: no {self.observe} batch was heard in this run."
+            )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._leave()
@@ -351,36 +335,3 @@ class EpochCallback(pl.Callback, ABC):
             self._recorder.close()
             self._recorder = None
         self._modules = {}
-
-    # ---- faults ----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Let nothing that goes wrong in an analysis reach the training, unless asked to."""
-        try:
-            yield
-        except Exception as fault:
-            self._failed_looks += 1
-            if self.on_error == "raise":
-                raise
-            what = "".join(traceback.format_exception(fault)).rstrip()
-            self._say(
-                "fault",
-                f"{type(self).__name__} failed and training goes on; later failures are only counted in "
-                f"{self.noun}/failed_looks.\n{what}",
-            )
-
-    def _say(self, key: str, words: str) -> None:
-        """Warn once per run and key."""
-        if key not in self._said:
-            self._said.add(key)
-            warnings.warn(words, RecurrentHealthWarning, stacklevel=2)
-
-
-def _step(trainer: pl.Trainer) -> int:
-    """Optimizer steps as Lightning's own loggers count them.
-
-    ``trainer.global_step`` counts every optimizer on its own, so pictures would part from their scalars; the loop's
-    checkpoint is where Lightning publishes the count it uses.
-    """
-    return int(trainer.fit_loop.epoch_loop.on_save_checkpoint()["_batches_that_stepped"])

@@ -14,7 +14,7 @@ from ..analysis.gate_ablation import Hold, ablatable, held_value, hold_gate, res
 from ..analysis.gates import GateStatistics
 from ..capture import recurrent_modules
 from ..cells import Cell
-from .base import Look
+from .look import Look
 
 
 @final

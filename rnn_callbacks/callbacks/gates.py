@@ -20,8 +20,9 @@ from ..cells import Cell, cells
 from ..figures.gates import draw_gates
 from ..report import Histogram, Report
 from ..sinks import Layout
-from .base import EpochCallback, Look, Observe
+from .base import EpochCallback, Observe
 from .gate_ablation import HeardBatch, losses_without_gates
+from .look import Look
 
 Phases = Callable[..., Any]
 
@@ -171,7 +172,7 @@ class GateMonitor(EpochCallback):
         worst = max(statistics, key=lambda s: s.rebuild_error / s.tolerance)
         if worst.rebuild_error <= worst.tolerance:
             return True
-        self._say(
+        self._guard.say(
             f"refused {name}",
             f"GateMonitor: {name} is left out, because its hidden states cannot be rebuilt from its weights (cell "
             f"{worst.cell} differs by {worst.rebuild_error:.2g}, rounding explains {worst.tolerance:.0e}). Usual "
@@ -186,7 +187,7 @@ class GateMonitor(EpochCallback):
             scalars[f"{where}/flags/{flag.name}"] = float(flag.raised)
             if flag.raised:
                 texts[f"{where}/flags/{flag.name}"] = f"**{flag.name}** in `{place}`: {flag.meaning}"
-                self._say(f"{where} {flag.name}", f"{place} looks {flag.name.replace('_', ' ')}: {flag.meaning}")
+                self._guard.say(f"{where} {flag.name}", f"{place} looks {flag.name.replace('_', ' ')}: {flag.meaning}")
 
     def layout(self) -> Layout:
         def chart(pattern: str) -> list[Any]:

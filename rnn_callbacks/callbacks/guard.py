@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
+import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
+from typing import final
 
 import numpy as np
 import torch
@@ -32,6 +36,48 @@ def undisturbed_rng() -> Iterator[None]:
         torch.set_rng_state(torch_state)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@final
+class Guard:
+    """Lets nothing that goes wrong in an analysis reach the training, unless asked to, and says everything once.
+
+    Args:
+        owner: who says it.
+        counter: the tag under which failures are counted.
+        on_error: ``warn`` or ``raise``.
+    """
+
+    def __init__(self, owner: str, counter: str, on_error: str) -> None:
+        self.owner = owner
+        self.counter = counter
+        self.on_error = on_error
+        self.failures = 0
+        self.said: set[str] = set()
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.failures += 1
+        if self.on_error == "raise":
+            return False
+        self.say(
+            "fault",
+            f"{self.owner} failed and training goes on; later failures are only counted in {self.counter}.\n"
+            + "".join(traceback.format_exception(error)).rstrip(),
+        )
+        return True
+
+    def say(self, key: str, words: str) -> None:
+        """Warn once per key."""
+        if key not in self.said:
+            self.said.add(key)
+            warnings.warn(words, RecurrentHealthWarning, stacklevel=2)
 
 
 def check_whole_number(owner: str, name: str, value: object, *, optional: bool = False) -> None:

@@ -206,16 +206,29 @@ def test_hooks_are_gone_after_an_exception_in_the_middle_of_a_look(fit):
 
 
 def test_a_text_said_once_is_not_said_again_after_a_resume(fit, tmp_path):
-    first = monitor()
-    first._said = {"x"}
-    second = monitor()
-    second.load_state_dict(torch.load(save(first.state_dict(), tmp_path), weights_only=True))
-    assert second._said == {"x"}
+    class Frozen(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.encoder.rnn.bias_ih_l0.data[UNITS : 2 * UNITS] = 9.0
+
+    with pytest.warns(RecurrentHealthWarning, match="looks frozen"):
+        trainer = fit(monitor(), model=Frozen)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    trainer = fit(monitor(), model=Frozen, max_epochs=4, ckpt_path=tmp_path / "run.ckpt")  # a warning would raise
+    assert trainer.callback_metrics["gates/encoder.rnn.l0/flags/frozen"] == 1
 
 
-def save(state, folder):
-    torch.save(state, folder / "state.pt")
-    return folder / "state.pt"
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_run_resumed_within_an_epoch_listens_to_the_rest_of_it(fit, tmp_path):
+    class Saves(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    fit(monitor(observe="train"), Saves(), train=loader(32), validate=[], max_epochs=1)
+    fit(monitor(observe="train"), train=loader(32), validate=[], max_epochs=1, ckpt_path=tmp_path / "middle.ckpt")
+    assert places(fit) == [(0, 3)]
+    assert looks(fit)[0].report.histograms["gates/encoder.rnn.l0/update"].counts.sum() == 2 * 8 * STEPS * UNITS
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")

@@ -1,0 +1,36 @@
+"""What a callback is given to analyse, and when in the run that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import lightning.pytorch as pl
+
+from ..rebuild import Trace, traces_by_cell
+from ..tape import Tape
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What a callback is given to analyse."""
+
+    trainer: pl.Trainer
+    pl_module: pl.LightningModule
+    tapes: dict[str, Tape]  # by module; only modules that were called
+    epoch: int
+    step: int
+
+    def cells(self, module: str) -> dict[str, list[Trace]]:
+        """Traces of every cell of a module, by cell name."""
+        return traces_by_cell(self.tapes[module])
+
+
+def logging_step(trainer: pl.Trainer) -> int:
+    """Optimizer steps as Lightning's own loggers count them.
+
+    ``trainer.global_step`` counts every optimizer on its own, so pictures would part from their scalars; the loop's
+    checkpoint is where Lightning publishes the count it uses.
+    """
+    return int(trainer.fit_loop.epoch_loop.on_save_checkpoint()["_batches_that_stepped"])

@@ -1,0 +1,85 @@
+"""Every block of code in the README is run, in order, as a reader would paste them."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+import rnn_callbacks
+
+from .models import FEATURES, STEPS, UNITS, Classifier, loader
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_block_is_of_a_kind_that_is_run():
+    assert {language for language, _ in BLOCKS} <= {"python", "sh", ""}
+    assert sum(language == "python" for language, _ in BLOCKS) >= 4
+
+
+def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys, recwarn):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"model": Classifier(), "train_loader": loader(shuffle=True), "val_loader": loader(seed=1)}
+    names["batch"] = next(iter(loader()))[0]
+    for number, (language, code) in enumerate(BLOCKS):
+        if language == "python":
+            exec(compile(code, f"README block {number}", "exec"), names)
+    assert isinstance(names["trainer"], pl.Trainer)
+    assert "gates/encoder.rnn.l0/update/mean" in names["trainer"].callback_metrics
+    assert "encoder.rnn l0 {'reset/mean': 0." in capsys.readouterr().out
+
+    # The cell and the callback that the last blocks define do what they say, in a run.
+    model = Classifier()
+    model.encoder.rnn = names["LeakyRNN"](FEATURES, UNITS)
+    dimension = names["DimensionMonitor"](every_n_epochs=1, on_error="raise")
+    monitor = rnn_callbacks.GateMonitor(every_n_epochs=1, on_error="raise")
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor, dimension], enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(model, loader(), loader(seed=1))
+    seen = trainer.callback_metrics
+    leak = model.encoder.rnn.leak.sigmoid()
+    assert float(seen["gates/encoder.rnn.l0/update/mean"]) == pytest.approx(float(leak.mean()), abs=1e-6)
+    tau = (-1 / torch.log1p(-leak)).median()
+    assert float(seen["gates/encoder.rnn.l0/timescale/q50"]) == pytest.approx(float(tau), rel=1e-4)
+    assert seen["gates/encoder.rnn.l0/rebuild_error"] < 1e-6
+    assert 1 <= seen["dimension/encoder.rnn.l0/participation_ratio"] <= min(UNITS, 24 * STEPS)
+
+
+def test_shell_blocks_name_targets_that_exist():
+    commands = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+    assert {"make demo", "make test", "pip install ."} <= set(commands)
+    for command in commands:
+        if command.startswith("make "):
+            subprocess.run([*command.split(), "--dry-run", "--silent"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_tag_table_names_every_documented_tag():
+    tags = re.findall(r"^\s*- `([^`]+)`:", rnn_callbacks.GateMonitor.__doc__, re.MULTILINE)
+    table = README[README.index("## What is logged") :]
+    for tag in tags:
+        tag = tag.replace("{candidate}/phase", "{gate}/phase")  # one row for both
+        stem, _, last = tag.rpartition("/")
+        assert tag in table or (stem in table and f"`/{last}`" in table), tag
+
+
+def test_the_settings_table_names_every_setting_and_its_default():
+    import inspect
+
+    parameters = inspect.signature(rnn_callbacks.GateMonitor).parameters
+    table = README[README.index("| setting |") : README.index("Everything can be said in YAML")]
+    assert set(parameters) <= set(re.findall(r"`(\w+)`", table))
+    for name in ("max_overhead", "max_sequences"):
+        assert re.search(rf"^\| `{name}` .*\| {parameters[name].default} \|$", table, re.MULTILINE)
