@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .cells import Cell, is_recurrent
-from .crossing import Crossing, read_call
+from .crossing import Crossing, Room, read_call
 from .hooks import Ear, uncompiled
 from .snapshot import Snapshot
 from .tape import Call, Tape, join, passage_of
@@ -180,24 +180,24 @@ class Recorder:
     def _after(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             # A forward pass inside a backward pass is activation checkpointing's second run of the same.
-            if name in self.faults or self._room(name) <= 0 or torch._C._current_graph_task_id() != -1:
+            room = self._room(name)
+            if name in self.faults or room is None or torch._C._current_graph_task_id() != -1:
                 return
             start = time.perf_counter()
             try:
-                with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-                    self._keep(name, Crossing.of(module, args, kwargs, output, self._rng_states.get(name)))
+                with torch.inference_mode(False), torch.no_grad():
+                    self._keep(name, Crossing.of(module, args, kwargs, output, self._rng_states.get(name)), room)
             except Exception as fault:  # a forward pass of the user's must not fail for our sake
                 self.faults[name] = fault
             self.seconds += time.perf_counter() - start
 
         return listen
 
-    def _room(self, name: str) -> int:
-        full = self._bytes >= self.max_megabytes * 2**20
-        return 0 if full else self.max_sequences - self._heard[name]
+    def _room(self, name: str) -> Room | None:
+        room = Room(self.max_sequences - self._heard[name], self.max_megabytes - self._bytes / 2**20)
+        return room if room.sequences > 0 and room.megabytes > 0 else None
 
-    def _keep(self, name: str, crossing: Crossing) -> None:
-        room = self._room(name)
+    def _keep(self, name: str, crossing: Crossing, room: Room) -> None:
         call = read_call(crossing, self._cells(name, crossing.module), batch=self._batch, room=room)
         if 0 in call.inputs.shape[:2]:
             return
@@ -206,8 +206,9 @@ class Recorder:
         if passage is None and self._alone and not self._told and self._current[name]:
             # A recurrent module on its own: whatever does not go on from an earlier call is the next batch.
             self._advance()
-            if self._room(name) > 0:
-                self._keep(name, crossing)
+            less = self._room(name)
+            if less is not None:
+                self._keep(name, crossing, less)
             return
         self._current[name] = max(self._current[name], len(call.lengths))
         self._bytes += sum(t.nbytes for t in (call.inputs, call.outputs, call.previous) if t is not None)

@@ -38,8 +38,22 @@ class Crossing:
         return cls(module, source, hx, output, rng_state)
 
 
-def read_call(crossing: Crossing, cells: tuple[Cell, ...], *, batch: int, room: int) -> Call:
-    """What a forward hook saw, of the first ``room`` sequences, in the one form.
+@final
+@dataclass(frozen=True)
+class Room:
+    """How much of a call to keep."""
+
+    sequences: int
+    megabytes: float  # of inputs and outputs; one sequence is kept however long it is
+
+    def within(self, dtype: torch.dtype, *parts: Tensor) -> int:
+        """How many sequences to keep of tensors that have them in front."""
+        size = dtype.itemsize * sum(part.shape[1:].numel() for part in parts)
+        return min(self.sequences, max(1, int(self.megabytes * 2**20 / size)))
+
+
+def read_call(crossing: Crossing, cells: tuple[Cell, ...], *, batch: int, room: Room) -> Call:
+    """What a forward hook saw, of the first sequences, in the one form.
 
     Raises:
         ValueError: when the shapes are not those of the cells, as in a subclass with a forward method of its own.
@@ -79,7 +93,7 @@ def _precision(output: Tensor) -> torch.dtype:
     return output.dtype
 
 
-def _read_sequences(crossing: Crossing, cells: tuple[Cell, ...], room: int) -> Call:
+def _read_sequences(crossing: Crossing, cells: tuple[Cell, ...], room: Room) -> Call:
     """A module that reads whole sequences, ``(input, hx) -> (output, hx)`` as ``nn.GRU`` does."""
     source, (outputs, last) = crossing.source, crossing.output
     lengths: Tensor | None = None
@@ -87,7 +101,7 @@ def _read_sequences(crossing: Crossing, cells: tuple[Cell, ...], room: int) -> C
     unbatched = False
     if isinstance(source, PackedSequence):
         order = [None if way is None else way.cpu() for way in (source.sorted_indices, source.unsorted_indices)]
-        packed = PackedSequence(torch.empty(0), source.batch_sizes, *order)
+        packed = PackedSequence(torch.empty(0, device="cpu"), source.batch_sizes, *order)
         source, lengths = pad_packed_sequence(source, batch_first=True)
         outputs, _ = pad_packed_sequence(outputs, batch_first=True)
     elif source.dim() == 2:
@@ -95,18 +109,21 @@ def _read_sequences(crossing: Crossing, cells: tuple[Cell, ...], room: int) -> C
     elif not getattr(crossing.module, "batch_first", False):
         source, outputs = source.transpose(0, 1), outputs.transpose(0, 1)
     dtype = torch.promote_types(outputs.dtype, torch.float32)
-    inputs = _host(source[:room], dtype)
+    kept = room.within(dtype, source, outputs)
+    inputs = _host(source[:kept], dtype)
 
     def per_cell(hx: Any) -> Tensor:
         state = _state(hx, dtype)
-        return (state.unsqueeze(1) if unbatched else state)[:, :room]
+        return (state.unsqueeze(1) if unbatched else state)[:, :kept]
 
-    before = torch.zeros(len(cells), len(inputs), cells[0].state_size, dtype=dtype)
+    before = torch.zeros(len(cells), len(inputs), cells[0].state_size, dtype=dtype, device="cpu")
     return Call(
         cells=cells,
         inputs=inputs,
-        outputs=_host(outputs[:room], dtype),
-        lengths=torch.full((len(inputs),), inputs.shape[1]) if lengths is None else lengths[:room].clone(),
+        outputs=_host(outputs[:kept], dtype),
+        lengths=torch.full((len(inputs),), inputs.shape[1], device="cpu")
+        if lengths is None
+        else lengths[:kept].clone(),
         initial=before if crossing.hx is None else per_cell(crossing.hx),
         final=per_cell(last),
         previous=None,
@@ -119,7 +136,7 @@ def _read_sequences(crossing: Crossing, cells: tuple[Cell, ...], room: int) -> C
     )
 
 
-def _read_step(crossing: Crossing, cells: tuple[Cell, ...], room: int) -> Call:
+def _read_step(crossing: Crossing, cells: tuple[Cell, ...], room: Room) -> Call:
     """One step of a loop that the user wrote over ``nn.GRUCell`` or its like, ``(input, hx) -> hx``."""
     source, last = crossing.source, crossing.output
     hidden = last if isinstance(last, Tensor) else last[0]
@@ -127,18 +144,20 @@ def _read_step(crossing: Crossing, cells: tuple[Cell, ...], room: int) -> Call:
         source, hidden = source[None], hidden[None]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
 
+    kept = room.within(dtype, source, hidden)
+
     def rows(hx: Any) -> Tensor:
         state = _state(hx, dtype)
-        return state.view(-1, state.shape[-1])[:room]
+        return state.view(-1, state.shape[-1])[:kept]
 
-    inputs = _host(source[:room, None], dtype)
-    before = torch.zeros(len(inputs), cells[0].state_size, dtype=dtype)
+    inputs = _host(source[:kept, None], dtype)
+    before = torch.zeros(len(inputs), cells[0].state_size, dtype=dtype, device="cpu")
     before = before if crossing.hx is None else rows(crossing.hx)
     return Call(
         cells=cells,
         inputs=inputs,
-        outputs=_host(hidden[:room, None], dtype),
-        lengths=torch.ones(len(inputs), dtype=torch.long),
+        outputs=_host(hidden[:kept, None], dtype),
+        lengths=torch.ones(len(inputs), dtype=torch.long, device="cpu"),
         initial=before[None],
         final=rows(last)[None],
         previous=before[:, None],

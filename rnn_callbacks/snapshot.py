@@ -29,7 +29,7 @@ class Snapshot:
     def of(cls, module: nn.Module, batch: int) -> Snapshot:
         """Copy the weights as they act now."""
         weights = _weights(module)
-        with _held_still(module):
+        with _held_still(module), torch.device("cpu"):  # whatever the user's default device is
             taken = cells(module)
         versions = tuple((ref(weight), _version(weight)) for weight in weights)
         return cls(taken, batch, sum(weight.nbytes for weight in weights), versions)

@@ -262,8 +262,8 @@ def test_step_says_which_shapes_it_takes():
     inputs, state = make_rows(cell)
     with pytest.raises(ValueError, match=r"inputs must be \(N, 3\), got shape \(7, 2\)"):
         cell.step(inputs[:, 1:], state)
-    with pytest.raises(ValueError, match=r"inputs must be \(N, 3\), got shape \(1, 7, 3\)"):
-        cell.step(inputs[None], state)
+    with pytest.raises(ValueError, match=r"inputs must be \(N, 3\), got shape \(7, 3, 1\)"):
+        cell.step(inputs[:, :, None], state)
     with pytest.raises(ValueError, match=r"state must be \(7, 7\), got shape \(7, 6\)"):
         cell.step(inputs, state[:, 1:])
     with pytest.raises(ValueError, match=r"state must be \(7, 7\), got shape \(6, 7\)"):

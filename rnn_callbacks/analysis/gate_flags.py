@@ -47,9 +47,9 @@ def _stuck(statistics: GateStatistics, part: str, *, high: bool) -> float:
 
 
 def _overwritten(statistics: GateStatistics) -> float | None:
-    if "forget" in statistics.parts:
-        return _stuck(statistics, "forget", high=False)
-    return _stuck(statistics, "update", high=True) if "update" in statistics.parts else None
+    if statistics.retention is None:
+        return None
+    return _stuck(statistics, statistics.retention, high=not statistics.retains_when_open)
 
 
 def _frozen(statistics: GateStatistics) -> float | None:
@@ -64,7 +64,7 @@ def _cannot_write(statistics: GateStatistics) -> float | None:
 
 
 def _closed_output(statistics: GateStatistics) -> float | None:
-    return _stuck(statistics, "output", high=False) if "output" in statistics.parts else None
+    return _stuck(statistics, "output", high=False) if "output" in statistics.parts[:-1] else None
 
 
 def _blown_up(statistics: GateStatistics) -> float | None:

@@ -42,6 +42,8 @@ class GateStatistics:
     mean: NDArray[np.float64]  # (G + 1, H), over steps
     std: NDArray[np.float64]  # (G + 1, H), over steps
     blown_up: NDArray[np.float64]  # (G,), share of pre-activations beyond 12, in [0, 1]
+    retention: str | None  # the gate that says how much of the old state is kept ...
+    retains_when_open: bool  # ... by being open or closed
     log_retention: NDArray[np.float64]  # (H,), mean over steps of log(share of the old state kept); empty without gates
     bounded: bool  # whether the candidate lies in [-1, 1]: not that of a relu network
     times: NDArray[np.int64]  # (T,), steps heard at each position of the sequence
@@ -73,7 +75,7 @@ class GateStatistics:
     @property
     def write_balance(self) -> NDArray[np.float64]:
         """LSTM: mean input / (1 - mean forget) per unit, ``(H,)``; 1 where writing replaces what is forgotten."""
-        if not {"input", "forget"} <= set(self.parts):
+        if not {"input", "forget"} <= set(self.parts[:-1]):
             return np.empty(0)
         write, keep = self.mean[self.parts.index("input")], self.mean[self.parts.index("forget")]
         balance: NDArray[np.float64] = write / np.maximum(1.0 - keep, 1e-12)
@@ -139,8 +141,8 @@ def gate_statistics(
 
 
 def _finite_rows(chunk: Chunk) -> Tensor | slice:
-    """Steps in which gates, candidate and states are finite."""
-    parts = (chunk.inside.values.flatten(1), chunk.hidden, chunk.rebuilt, chunk.memory)
+    """Steps in which gates, candidate and states are finite, in float32 for the sake of the sums of float64 models."""
+    parts = [part.float() for part in (chunk.inside.values.flatten(1), chunk.hidden, chunk.rebuilt, chunk.memory)]
     if all(torch.isfinite(part.sum()) for part in parts):
         return slice(None)
     return torch.stack([torch.isfinite(part).all(1) for part in parts]).all(0).nonzero().squeeze(1)
@@ -184,8 +186,10 @@ class _Sums:
         if cell.retention is not None:
             kept = logits[:, cell.gates.index(cell.retention)]
             self.log_retention += F.logsigmoid(kept if cell.retains_when_open else -kept).sum(0, dtype=torch.float64)
-        logits.sigmoid_()  # the chunk is ours and not read again: in place spares a copy of all gates
-        candidate.abs_()
+        # Not in place: a cell's states may be views of its candidate, as a plain RNN's are.
+        values = torch.empty_like(values)
+        torch.sigmoid(logits, out=values[:, :-1])
+        torch.abs(candidate, out=values[:, -1])
         where = (values * BINS).clamp_(max=BINS - 1).to(torch.int32).add_(self.offsets)
         self.histogram += torch.bincount(where.flatten(), minlength=len(self.histogram))
         if self.shift is None and len(values):
@@ -242,6 +246,8 @@ class _Sums:
             mean=(shift + first).numpy(),
             std=(self.second / count - first.square()).clamp(min=0).sqrt().numpy(),
             blown_up=(self.blown_up / (count * cell.units)).numpy(),
+            retention=cell.retention,
+            retains_when_open=cell.retains_when_open,
             log_retention=(self.log_retention / count).numpy() if cell.retention else np.empty(0),
             bounded=cell.bounded,
             times=self.times.numpy(),

@@ -69,7 +69,7 @@ class GateMonitor(EpochCallback):
     - `gates/{module}.{cell}/timescale/q90`: the same of the slow units; 10 % remember longer. At most a million.
     - `gates/{module}.{cell}/write_balance/q50`: LSTM, median over units of input / (1 - forget); 1 replaces what fades.
     - `gates/{module}.{cell}/memory/mean_abs`: LSTM, mean size of the cell state.
-    - `gates/{module}.{cell}/memory/drift`: LSTM, growth of that size per time step.
+    - `gates/{module}.{cell}/memory/drift`: LSTM, growth of that size per step that the cell reads.
     - `gates/{module}.{cell}/memory/saturated`: LSTM, share of steps and units with |tanh(c)| above 0.9.
     - `gates/{module}.{cell}/flags/{flag}`: 1 when the flag is raised, else 0.
     - `gates/{module}.{cell}/rebuild_error`: difference of rebuilt and real hidden states, relative; about 1e-6.
@@ -157,7 +157,7 @@ class GateMonitor(EpochCallback):
                 self._flag(where, statistics, scalars, texts)
             if trusted:
                 drawn = [statistics for _, statistics, _ in found]
-                by_phase = [phases for _, _, phases in found if phases is not None and phases.counts.any()]
+                by_phase = [phases for _, _, phases in found if phases is not None]
                 figures[f"gates/{name}"] = partial(
                     draw_gates, name, drawn, phases=by_phase, title=f"epoch {look.epoch}"
                 )

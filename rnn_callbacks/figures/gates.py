@@ -141,6 +141,9 @@ def _draw_memory(axes: Axes, statistics: GateStatistics) -> None:
 
 def _draw_phases(axes: Axes, phases: GatePhases) -> None:
     seen = np.flatnonzero(phases.counts)
+    if not len(seen):
+        say(axes, "no labelled step heard")
+        return
     width = 0.8 / len(phases.parts)
     for row, part in enumerate(phases.parts):
         axes.bar(

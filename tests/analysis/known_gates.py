@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_callbacks.analysis.gates import gate_statistics
 from rnn_callbacks.capture import Recorder
@@ -15,6 +16,14 @@ FAMILIES = {
     "rnn_tanh": (nn.RNN, {}),
     "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
 }
+
+
+def random_inputs(*size, dtype=torch.float32, seed=1):
+    return torch.randn(*size, INPUTS, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def pack(x, lengths):
+    return pack_padded_sequence(x, torch.as_tensor(lengths), batch_first=True, enforce_sorted=False)
 
 
 def make(kind, *sizes, seed=0, **options):

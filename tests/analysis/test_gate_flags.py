@@ -158,6 +158,18 @@ def test_half_of_the_units_is_enough_and_less_is_not(units, flags):
     assert raised(statistics(with_biases(make("lstm"), input=bias), torch.zeros(7, 11, INPUTS))) == flags
 
 
+def test_exactly_half_of_the_units_is_enough():
+    module = with_biases(nn.LSTM(INPUTS, 2, batch_first=True), input=torch.tensor([-6.0, 0.0]))
+    assert raised(statistics(module, torch.zeros(7, 11, INPUTS))) == {"cannot_write"}
+
+
+def test_frozen_is_about_the_median_unit_and_not_about_a_few_that_never_forget():
+    bias = torch.tensor([12.0, 11.0, 0.0, 0.0, 0.0])
+    assert raised(statistics(with_biases(make("lstm"), forget=bias), torch.zeros(7, 11, INPUTS))) == set()
+    bias[2] = 10.0
+    assert raised(statistics(with_biases(make("lstm"), forget=bias), torch.zeros(7, 11, INPUTS))) == {"frozen"}
+
+
 def test_threshold_of_none_switches_a_rule_off_and_a_number_moves_it():
     found = statistics(with_biases(make("gru"), z=-6.0), torch.zeros(7, 11, INPUTS))
     assert raised(found) == {"overwritten"}
@@ -203,26 +215,37 @@ def test_thresholds_that_no_cell_could_meet_are_refused():
         check_thresholds({"update_mean_below": None}, both)
 
 
-class Peephole(Cell):
-    """Any cell of the user's with a memory and gates of other names."""
+class Own(Cell):
+    """A cell of the user's: no input gate, an update gate that keeps when open, and a candidate named like a gate."""
 
-    gates, candidate, retention = ("forget", "show"), "new", "forget"
+    gates, candidate, retention = ("forget", "update"), "output", "update"
 
     def activations(self, inputs, hidden, memory=None):
-        return Activations(torch.stack([inputs, hidden, inputs.tanh()], dim=1))
+        return Activations(torch.stack([torch.zeros_like(inputs), inputs, inputs.tanh()], dim=1))
 
     def follow(self, inside, hidden, memory):
         after = torch.stack([memory] * len(hidden))
         return inside.candidate, after
 
 
+def own_trace(inputs):
+    (trace,) = hear(make("rnn_tanh"), torch.zeros(7, 11, INPUTS))["l0"]
+    cell = Own(Place("l0"), input_size=UNITS, units=UNITS, memory_size=UNITS)
+    x = torch.full((7, 11, UNITS), inputs)
+    return dataclasses.replace(trace, cell=cell, inputs=x, hidden=x.tanh(), initial=torch.zeros(7, 2 * UNITS))
+
+
+@pytest.mark.parametrize(("update", "flag"), [(-6.0, "overwritten"), (6.0, "frozen")])
+def test_rules_follow_what_a_cell_of_the_user_says_its_gates_mean(update, flag):
+    found = gate_statistics([own_trace(update)])
+    assert raised(found) == {flag}
+    assert {flag.name for flag in find_flags(found)} == {"overwritten", "frozen", "blown_up", "nonfinite"}
+
+
 @pytest.mark.parametrize("kind", [*FAMILIES, "own"])
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 def test_names_announced_for_a_cell_are_those_reported(kind):
-    (trace,) = hear(make("rnn_tanh" if kind == "own" else kind), torch.randn(7, 11, INPUTS))["l0"]
-    if kind == "own":
-        cell = Peephole(Place("l0"), input_size=UNITS, units=UNITS, memory_size=UNITS)
-        trace = dataclasses.replace(trace, cell=cell, inputs=trace.hidden, initial=torch.zeros(7, 2 * UNITS))
+    trace = own_trace(0.5) if kind == "own" else hear(make(kind), torch.randn(7, 11, INPUTS))["l0"][0]
     scalars = gate_statistics([trace]).scalars()
     assert set(scalars) == set(scalar_names(trace.cell))
     assert len(scalar_names(trace.cell)) == len(scalars)

@@ -1,33 +1,18 @@
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_callbacks.analysis.gates import BINS, LONGEST, gate_statistics
-from rnn_callbacks.capture import Recorder
-from rnn_callbacks.cells import Activations, Cell, Place, cells
-from rnn_callbacks.rebuild import traces
+from rnn_callbacks.cells import cells
 
 from .. import reference
-from .known_gates import FAMILIES, INPUTS, PROJECTED, UNITS, hear, make, statistics, with_biases
+from .known_gates import FAMILIES, INPUTS, UNITS, hear, make, pack, random_inputs, statistics, with_biases
 
 BATCHES = ((2, 11), (7, 13))  # sequences and steps of two calls
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}  # of means over a few hundred numbers near 1
-
-
-def random_inputs(*size, dtype=torch.float32, seed=1):
-    return torch.randn(*size, INPUTS, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
-
-def pack(x, lengths):
-    return pack_padded_sequence(x, torch.as_tensor(lengths), batch_first=True, enforce_sorted=False)
-
-
-# Closed forms
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
@@ -90,6 +75,14 @@ def test_timescale_of_a_unit_that_forgets_nothing_is_the_longest_reported(bias):
     assert (found.timescale == LONGEST).all()
 
 
+def test_quantiles_of_the_timescale_are_those_over_units():
+    tau = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
+    forget = torch.special.logit(torch.exp(-1 / tau))
+    scalars = statistics(with_biases(make("lstm"), forget=forget), random_inputs(2, 7)).scalars()
+    named = [scalars[f"timescale/{name}"] for name in ("q10", "q50", "q90")]
+    np.testing.assert_allclose(named, [1.4, 3.0, 4.6], rtol=1e-5)
+
+
 def test_write_balance_is_what_is_written_over_what_is_forgotten():
     found = statistics(with_biases(make("lstm"), input=-1.0, forget=2.0), random_inputs(2, 7))
     np.testing.assert_allclose(found.write_balance, (1 + math.exp(2)) / (1 + math.exp(1)), rtol=1e-6)
@@ -113,14 +106,15 @@ def test_drift_of_an_integrator_is_what_it_adds_per_step_it_reads(cell, lengths)
     assert found.memory_saturated == pytest.approx((np.tanh(sizes) > 0.9).mean())  # c = 1.4955, 1.5947 beside 1.4722
 
 
-def test_blown_up_counts_the_logits_beyond_twelve():
+@pytest.mark.parametrize(("size", "share"), [((11.0, 13.0, -13.0), 2 / 5), ((-11.0, -13.0, 0.0), 1 / 5)])
+def test_blown_up_counts_the_logits_beyond_twelve_on_either_side(size, share):
     module = with_biases(make("lstm"))
     with torch.no_grad():
-        module.weight_ih_l0[:UNITS, 0] = torch.tensor([11.0, 13.0, -13.0, 1.0, 0.0])
+        module.weight_ih_l0[:UNITS, 0] = torch.tensor([*size, 1.0, 0.0])
     x = torch.zeros(7, 10, INPUTS)
     x[:, :3, 0] = 1.0
     found = statistics(module, x)
-    np.testing.assert_allclose(found.blown_up, [0.3 * 2 / 5, 0, 0])  # input, forget, output
+    np.testing.assert_allclose(found.blown_up, [0.3 * share, 0, 0])  # input, forget, output
 
 
 def test_gate_that_is_open_or_closed_has_two_peaks():
@@ -162,9 +156,6 @@ def test_single_step_of_a_single_unit_is_enough():
         assert not found.std.any()
         assert np.isfinite(list(found.scalars().values())).all()
         assert found.memory_drift == 0.0
-
-
-# The second road
 
 
 def reference_steps(module, cell, x, lengths):
@@ -220,6 +211,7 @@ def check_against_reference(found, module, cell, xs, lengths):
         kept = kept if cell.retains_when_open else 1 - kept
         np.testing.assert_allclose(found.log_retention, np.log(kept).mean(0), **close)
     longest = max(map(max, lengths))
+    assert found.unit_profile.shape == (len(cell.parts), UNITS, 3)
     for t in range(longest):
         at = times == t
         assert found.times[t] == at.sum()
@@ -255,227 +247,3 @@ def test_spread_of_states_that_hardly_differ_is_that_of_float64():
     found = statistics(module, random_inputs(7, 53), hx=(torch.zeros_like(begin), begin))
     truth = begin[0, :, 0].double().std(correction=0)
     np.testing.assert_allclose(found.state_profile[3], truth, rtol=0, atol=4e-6)  # grain of float32 at 50
-
-
-# Invariances
-
-
-def assert_same(one, other, *, exactly=True):
-    for field in dataclasses.fields(one):
-        ours, theirs = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(ours, np.ndarray) and not exactly:
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=field.name)
-        elif isinstance(ours, float) and not exactly:
-            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6), field.name
-        else:
-            assert np.array_equal(ours, theirs), field.name
-
-
-@pytest.mark.parametrize("kind", list(FAMILIES))
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-def test_padding_never_counts(kind):
-    module, lengths = make(kind, bidirectional=True), (4, 11, 1, 7)
-    x = random_inputs(4, 11)
-    padded = x.clone()
-    for b, length in enumerate(lengths):
-        padded[b, length:] = 1e6
-    for cell in ("l0", "l0_reverse"):
-        clean = statistics(module, pack(x, lengths), cell=cell)
-        assert_same(clean, statistics(module, pack(padded, lengths), cell=cell))
-        alone = [x[b : b + 1, :length] for b, length in enumerate(lengths)]
-        assert_same(clean, statistics(module, *alone, cell=cell), exactly=False)
-        assert clean.steps == sum(lengths)
-
-
-@pytest.mark.parametrize("kind", ["gru", "lstm"])
-def test_sequences_may_come_in_any_order_and_in_any_number_of_calls(kind):
-    module, x = make(kind), random_inputs(7, 11)
-    whole = statistics(module, x)
-    assert_same(whole, statistics(module, x.flip(0)), exactly=False)
-    assert_same(whole, statistics(module, x[:2], x[2:5], x[5:]), exactly=False)
-
-
-@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn_tanh"])
-def test_permuting_units_permutes_what_is_told_of_each(kind):
-    module, x = make(kind, dtype=torch.float64), random_inputs(7, 11, dtype=torch.float64)
-    before = statistics(module, x)
-    order = [3, 1, 4, 0, 2]
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            rows = weight.unflatten(0, (-1, UNITS))[:, order].flatten(0, 1)
-            weight.copy_(rows[:, order] if name == "weight_hh_l0" else rows)
-    after = statistics(module, x)
-    assert np.array_equal(after.histogram, before.histogram[:, order])
-    for name in ("mean", "std"):
-        np.testing.assert_allclose(getattr(after, name), getattr(before, name)[:, order], rtol=1e-12)
-    np.testing.assert_allclose(after.unit_profile, before.unit_profile[:, order], rtol=1e-6)
-    np.testing.assert_allclose(after.profile, before.profile, rtol=1e-12)
-    if kind != "rnn_tanh":
-        np.testing.assert_allclose(after.timescale, before.timescale[order], rtol=1e-12)
-
-
-@pytest.mark.parametrize(("family", "single"), [(nn.GRU, nn.GRUCell), (nn.LSTM, nn.LSTMCell), (nn.RNN, nn.RNNCell)])
-def test_loop_over_a_cell_is_told_as_its_fused_module_is(family, single):
-    torch.manual_seed(0)
-    loop = single(INPUTS, UNITS)
-    fused = family(INPUTS, UNITS, batch_first=True)
-    fused.load_state_dict({f"{name}_l0": weight for name, weight in loop.state_dict().items()})
-    x, state = random_inputs(7, 11), None
-    with Recorder(loop) as recorder, torch.no_grad():
-        for step in x.unbind(1):
-            state = loop(step, state)
-    (tape,) = recorder.tapes.values()
-    ours, theirs = gate_statistics([trace for call in tape.calls for trace in traces(call)]), statistics(fused, x)
-    assert_same(dataclasses.replace(ours, cell="l0"), theirs, exactly=False)
-
-
-def test_half_precision_around_the_analysis_does_not_round_it():
-    heard = hear(make("lstm"), random_inputs(7, 11))["l0"]
-    plain = gate_statistics(heard)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert_same(plain, gate_statistics(heard))
-
-
-@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn_tanh", "rnn_relu"])
-def test_what_was_heard_is_not_written_to(kind):
-    heard = hear(make(kind, bidirectional=True), random_inputs(7, 11))["l0_reverse"]
-    tensors = [t for trace in heard for t in (trace.inputs, trace.hidden, trace.initial, trace.lengths)]
-    before = [t.clone() for t in tensors]
-    assert_same(gate_statistics(heard), gate_statistics(heard))
-    assert all(map(torch.equal, tensors, before))
-
-
-# NaN, infinity, and weights that are not those that made the states
-
-
-def assert_no_nan(found):
-    for field in dataclasses.fields(found):
-        value = getattr(found, field.name)
-        assert isinstance(value, (str, tuple)) or np.isfinite(value).all(), field.name
-    assert np.isfinite(list(found.scalars().values())).all()
-
-
-@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn_tanh", "rnn_relu"])
-def test_steps_after_a_nan_are_left_out(kind):
-    module, x = make(kind), random_inputs(7, 11)
-    broken = x.clone()
-    broken[2, 4] = math.nan
-    found = statistics(module, broken)
-    assert found.nonfinite == pytest.approx(7 / 77)
-    assert found.steps == 70
-    assert found.times.tolist() == [7] * 4 + [6] * 7
-    assert_no_nan(found)
-    assert_same(
-        dataclasses.replace(found, nonfinite=0.0, lengths=np.empty(0)),
-        dataclasses.replace(
-            statistics(module, pack(x, [11, 11, 4, 11, 11, 11, 11])),
-            lengths=np.empty(0),
-            rebuild_error=found.rebuild_error,
-        ),
-        exactly=False,
-    )
-
-
-def test_step_with_an_infinite_input_is_left_out_alone():
-    # The gates are then exactly 0 or 1 and the state stays finite, so the steps after it count.
-    x = random_inputs(7, 11)
-    x[2, 4, 0] = math.inf
-    found = statistics(make("lstm"), x)
-    assert found.nonfinite == pytest.approx(1 / 77)
-    assert_no_nan(found)
-
-
-@pytest.mark.parametrize("kind", list(FAMILIES))
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-def test_nothing_but_nan_gives_no_scalar_and_no_nan(kind):
-    found = statistics(make(kind), torch.full((7, 11, INPUTS), math.nan))
-    assert (found.nonfinite, found.steps, found.scalars()) == (1.0, 0, {})
-    assert_no_nan(found)
-
-
-@pytest.mark.parametrize("size", [1e4, 1e30, 3e38])
-@pytest.mark.parametrize("kind", ["gru", "lstm", "rnn_tanh", "rnn_relu"])
-def test_huge_inputs_give_no_nan(kind, size):
-    found = statistics(make(kind, bidirectional=True), size * random_inputs(7, 11).clamp(-1, 1), cell="l0_reverse")
-    assert_no_nan(found)
-
-
-@pytest.mark.parametrize("kind", list(FAMILIES))
-@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-def test_other_weights_than_those_that_made_the_states_are_noticed(kind):
-    module = make(kind, 2)
-    with Recorder(module) as recorder, torch.no_grad():
-        module(random_inputs(7, 11))
-    (call,) = next(iter(recorder.tapes.values())).calls
-    assert all(gate_statistics([trace]).rebuild_error < 1e-5 for trace in traces(call))
-    with torch.no_grad():
-        module.weight_hh_l1.mul_(-1)
-    found = gate_statistics([traces(dataclasses.replace(call, cells=cells(module)))[1]])
-    assert found.rebuild_error > 10 * found.tolerance
-
-
-def test_outputs_edited_in_place_are_noticed():
-    # The steps are still those of the equations, but not the last state that the module returned.
-    (trace,) = hear(make("gru"), random_inputs(7, 11))["l0"]
-    edited = dataclasses.replace(trace, final=trace.hidden[:, -1] + 0.5)
-    size = max(1.0, edited.final.abs().max().item())
-    assert gate_statistics([edited]).rebuild_error == pytest.approx(0.5 / size, abs=1e-5)
-
-
-def test_nothing_heard_is_refused():
-    with pytest.raises(ValueError, match="needs at least one trace, got none: was the module called"):
-        gate_statistics([])
-    with pytest.raises(ValueError, match="time_bins must be at least 1, got 0"):
-        statistics(make("gru"), random_inputs(2, 7), time_bins=0)
-
-
-# A cell of the user's own
-
-
-class MinimalCell(Cell):
-    """``c' = f c + (1 - f) x`` and ``h' = c'`` with ``f = sigmoid(w)``: a memory, but no input gate."""
-
-    gates, candidate, retention = ("forget",), "new", "forget"
-
-    def activations(self, inputs, hidden, memory=None):
-        return Activations(torch.stack([torch.full_like(inputs, math.log(9)), inputs.tanh()], dim=1))
-
-    def follow(self, inside, hidden, memory):
-        memories = []
-        for forget, new in zip(inside.logits[..., 0, :].sigmoid(), inside.candidate, strict=True):
-            memory = forget * memory + (1 - forget) * new
-            memories.append(memory)
-        return torch.stack(memories), torch.stack(memories)
-
-
-class Minimal(nn.Module):
-    """A module of the user's, by his own equations."""
-
-    batch_first = True
-
-    def forward(self, x, hx=None):
-        memory, outputs = torch.zeros_like(x[:, 0]), []
-        for step in x.unbind(1):
-            memory = 0.9 * memory + 0.1 * step.tanh()
-            outputs.append(memory)
-        return torch.stack(outputs, 1), (memory[None], memory[None])
-
-
-@cells.register
-def _(module: Minimal):
-    return (MinimalCell(Place("l0"), input_size=INPUTS, units=INPUTS, memory_size=INPUTS),)
-
-
-def test_cell_of_the_user_without_an_input_gate_has_statistics():
-    found = statistics(Minimal(), random_inputs(7, 11))
-    assert found.rebuild_error < found.tolerance
-    np.testing.assert_allclose(found.mean[0], 0.9, rtol=1e-6)
-    np.testing.assert_allclose(found.timescale, -1 / math.log(0.9), rtol=1e-5)
-    assert not len(found.write_balance)
-    assert_no_nan(found)
-
-
-def test_projected_state_has_the_width_of_the_projection():
-    heard = hear(make("lstm_projected"), random_inputs(2, 7))["l0"]
-    assert heard[0].hidden.shape[2] == PROJECTED
-    assert gate_statistics(heard).mean.shape == (4, UNITS)

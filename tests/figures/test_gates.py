@@ -93,3 +93,15 @@ def test_phases_are_bars_of_the_mean_gate_labelled_with_the_share_they_explain()
     axes = panels(draw_gates("a.rnn", [statistics], phases=[phases]))[-1]
     assert sorted(bar.get_height() for bar in axes.patches) == pytest.approx([0.25] * 3 + [0.5] * 3)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["90%", "50%", "1%"]
+
+
+def test_each_row_shows_the_phases_of_its_own_cell():
+    first, second = look(nn.GRU(3, UNITS, bidirectional=True))
+    shape = (2, 3, UNITS)
+    none = GatePhases("l0", first.parts, np.array([0, 0]), np.zeros(shape), np.zeros(shape[1:]), np.zeros(3))
+    some = GatePhases(
+        "l0_reverse", first.parts, np.array([3, 4]), np.full(shape, 0.25), np.zeros(shape[1:]), np.zeros(3)
+    )
+    upper, lower = panels(draw_gates("a.rnn", [first, second], phases=[none, some]))[3::4]
+    assert [text.get_text() for text in upper.texts] == ["no labelled step heard"]
+    assert [bar.get_height() for bar in lower.patches] == [0.25] * 6
