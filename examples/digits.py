@@ -112,7 +112,8 @@ def main(arguments: list[str] | None = None) -> pl.Trainer:
         max_epochs=options.epochs,
         accelerator="cpu",
         logger=TensorBoardLogger(options.logs, name="lightning_logs"),
-        callbacks=[GateMonitor(phases=part_of_image)],
+        # So short a training may spend more of its time on being watched than the default of 2 %.
+        callbacks=[GateMonitor(phases=part_of_image, max_sequences=360, max_overhead=0.1)],
         enable_model_summary=False,
         log_every_n_steps=10,
     )
@@ -138,7 +139,7 @@ def story(trainer: pl.Trainer) -> dict[str, str]:
             shut, wide = seen[f"gates/reader.l0/{part}/closed"], seen[f"gates/reader.l0/{part}/open"]
             lines[f"{part} gate, mean opening"] = f"{value:.2f}   ({shut:.0%} closed, {wide:.0%} wide open)"
         elif quantity == "mean_abs":
-            lines[f"size of the {part} content"] = f"{value:.2f}"
+            lines["size of the cell state" if part == "memory" else f"size of the {part} content"] = f"{value:.2f}"
         elif rest == "timescale/q50":
             low, high = seen["gates/reader.l0/timescale/q10"], seen["gates/reader.l0/timescale/q90"]
             lines["memory of the median unit"] = (

@@ -31,7 +31,7 @@ def recurrent_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of the model whose equations are known, by dotted name; wrappers of torch.compile leave no trace."""
     found: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
-        if is_recurrent(module) and why_unheard(module) is None:
+        if is_recurrent(module):
             name = path.replace("_orig_mod.", "").removesuffix("._orig_mod")
             found[name if name not in ("", "_orig_mod") else type(module).__name__.lower()] = module
     return found
@@ -63,7 +63,7 @@ class Recorder:
         modules: which modules to hear, by name; all recurrent modules of the model by default.
         max_sequences: how many sequences to keep per module, the first ones heard; a module called several times in a
             batch keeps the same sequences of the batch at each call.
-        max_megabytes: where to stop before that, so that long or wide sequences cannot fill the host's memory.
+        max_megabytes: where to stop before that, per module, so that long or wide sequences cannot fill the memory.
 
     Raises:
         ValueError: when a limit is not positive or the model has no recurrent module.
@@ -75,7 +75,7 @@ class Recorder:
         *,
         modules: Mapping[str, nn.Module] | None = None,
         max_sequences: int = 256,
-        max_megabytes: float = 256.0,
+        max_megabytes: float = 32.0,
     ) -> None:
         self.modules = dict(recurrent_modules(model) if modules is None else modules)
         if not self.modules:
@@ -87,7 +87,6 @@ class Recorder:
         self.faults: dict[str, Exception] = {}  # what went wrong while listening, by module; never raised in a forward
         self.seconds = 0.0  # time spent in hooks since `open`
         self._model = model
-        self._alone = getattr(model, "_orig_mod", model) in self.modules.values()
         self._opened = ExitStack()
         self._handles: list[RemovableHandle] = []
         self._clear()
@@ -98,9 +97,10 @@ class Recorder:
         self._rng_states: dict[str, Tensor | None] = {}
         self._heard = dict.fromkeys(self.modules, 0)  # sequences, of batches before the current one
         self._current = dict.fromkeys(self.modules, 0)  # sequences of the current batch
-        self._bytes = 0
+        self._bytes = dict.fromkeys(self.modules, 0)
         self._batch = 0
-        self._told = False  # whether somebody else says where batches begin
+        self._told = False  # whether somebody else says where batches begin,
+        self._called = False  # or the model as a whole is called
         self.faults.clear()
         self.seconds = 0.0
 
@@ -114,7 +114,7 @@ class Recorder:
                 self._handles.append(module.register_forward_pre_hook(Ear(self._before(name))))
             # First in line: a hook of the user's may put something else in the output's place.
             self._handles.append(module.register_forward_hook(Ear(self._after(name)), with_kwargs=True, prepend=True))
-        if not self._alone:
+        if getattr(self._model, "_orig_mod", self._model) not in self.modules.values():
             self._handles.append(self._model.register_forward_pre_hook(Ear(self._on_forward)))
 
     def close(self) -> None:
@@ -152,7 +152,8 @@ class Recorder:
     def next_batch(self) -> None:
         """Say that a new batch begins, in which no sequence goes on from the last; with enough heard, stop.
 
-        Without it, each forward pass of the model is a batch.
+        Without it, each forward pass of the model is a batch; if only parts of the model are called, each call that
+        does not go on from an earlier one.
         """
         self._told = True
         self._advance()
@@ -163,10 +164,11 @@ class Recorder:
         for name, sequences in self._current.items():
             self._heard[name] += sequences
             self._current[name] = 0
-        if self._bytes >= self.max_megabytes * 2**20 or min(self._heard.values()) >= self.max_sequences:
+        if not any(self._room(name) for name in self.modules):
             self.close()
 
     def _on_forward(self, model: nn.Module, args: object) -> None:
+        self._called = True
         if not self._told:
             self._advance()
 
@@ -194,7 +196,7 @@ class Recorder:
         return listen
 
     def _room(self, name: str) -> Room | None:
-        room = Room(self.max_sequences - self._heard[name], self.max_megabytes - self._bytes / 2**20)
+        room = Room(self.max_sequences - self._heard[name], self.max_megabytes - self._bytes[name] / 2**20)
         return room if room.sequences > 0 and room.megabytes > 0 else None
 
     def _keep(self, name: str, crossing: Crossing, room: Room) -> None:
@@ -203,15 +205,15 @@ class Recorder:
             return
         passages = self._passages[name]
         passage = None if crossing.hx is None else passage_of(call, passages)
-        if passage is None and self._alone and not self._told and self._current[name]:
-            # A recurrent module on its own: whatever does not go on from an earlier call is the next batch.
+        if passage is None and not (self._told or self._called) and self._current[name]:
+            # Nobody says where a batch begins: a call that does not go on from an earlier one is in the next.
             self._advance()
             less = self._room(name)
             if less is not None:
                 self._keep(name, crossing, less)
             return
         self._current[name] = max(self._current[name], len(call.lengths))
-        self._bytes += sum(t.nbytes for t in (call.inputs, call.outputs, call.previous) if t is not None)
+        self._bytes[name] += sum(t.nbytes for t in (call.inputs, call.outputs, call.previous) if t is not None)
         if passage is None:
             passages.append([call])
         else:
@@ -223,5 +225,5 @@ class Recorder:
         batch = self._batch if module.training else 0
         if known is None or known.batch != batch or not known.holds(module):
             known = self._snapshots[name] = Snapshot.of(module, batch)
-            self._bytes += known.nbytes
+            self._bytes[name] += known.nbytes
         return known.cells

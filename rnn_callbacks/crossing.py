@@ -82,7 +82,7 @@ def _host(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _state(hx: Any, dtype: torch.dtype) -> Tensor:
     """Hidden state and memory side by side, copied to host memory."""
     parts = [hx] if isinstance(hx, Tensor) else list(hx)
-    return torch.cat([part.detach().to("cpu", dtype, copy=True) for part in parts], dim=-1)
+    return torch.cat([part.detach().to("cpu", dtype) for part in parts], dim=-1)
 
 
 def _precision(output: Tensor) -> torch.dtype:

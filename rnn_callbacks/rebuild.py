@@ -34,7 +34,7 @@ class Trace:
     initial: Tensor  # (B, D)
     lengths: Tensor  # (B,)
     previous: Tensor | None  # (B, T, D), where a user's loop set the state before each step
-    final: Tensor | None  # (B, P), the last hidden state as the module returned it
+    final: Tensor | None  # (B, P), the last hidden state as the module returned it, where known
     tolerance: float
     batch: int
 
@@ -96,7 +96,7 @@ def _trace(cell: Cell, inputs: Tensor, hidden: Tensor, call: Call, row: int) -> 
         initial=call.initial[row],
         lengths=call.lengths,
         previous=call.previous,
-        final=call.final[row][:, : cell.output_size] if call.previous is None else None,
+        final=call.final[row][:, : cell.output_size],
         tolerance=call.tolerance,
         batch=call.batch,
     )
@@ -194,7 +194,7 @@ def _mask(dropout: Dropout, call: Call) -> Tensor:
 def chunks(trace: Trace, rows: int = ROWS) -> Iterator[Chunk]:
     """Walk along a trace, about ``rows`` steps at a time; every step of every sequence comes once, padding never."""
     cell = trace.cell
-    sequences, steps = trace.inputs.shape[:2]
+    sequences, steps = len(trace.inputs), int(trace.lengths.max())  # longer ones may have been left out
     stride = 1 if cell.gates_read_memory else max(1, rows // sequences)
     width = cell.output_size
     hidden = trace.hidden.transpose(0, 1)

@@ -62,7 +62,7 @@ def _version(weight: Tensor) -> int:
 def _held_still(module: nn.Module) -> Iterator[None]:
     """Keep parametrizations from moving when they are read: spectral_norm does, and random ones draw numbers."""
     lists = [part for part in module.modules() if isinstance(part, ParametrizationList)]
-    moving = [part for parts in lists for part in parts.modules() if part.training]
+    moving = [part for found in lists for part in found.modules() if part.training]
     try:
         for part in moving:
             part.training = False

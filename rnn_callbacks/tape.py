@@ -116,12 +116,11 @@ def passage_of(call: Call, passages: Sequence[list[Call]]) -> list[Call] | None:
 
 def _hands_on(last: Call, call: Call) -> bool:
     """Whether a call starts in the state, hidden and memory, in which another ended, of all or the first sequences."""
-    rows = len(call.lengths)
-    if last.batch != call.batch or last.cells is not call.cells or rows > len(last.lengths):
+    if last.batch != call.batch or last.cells is not call.cells:
         return False
     if any(cell.place.reverse for cell in call.cells) or bool((last.lengths < last.inputs.shape[1]).any()):
         return False
-    return torch.equal(call.initial, last.final[:, :rows])
+    return torch.equal(call.initial, last.final[:, : len(call.lengths)])
 
 
 def _alters_state(passage: list[Call], call: Call) -> bool:

@@ -112,6 +112,16 @@ def test_memory_limit_holds_within_a_loop():
     assert rebuild_error(call) < ROUNDING
 
 
+def test_memory_of_one_module_is_not_that_of_another():
+    model = nn.ModuleDict({"long": nn.GRU(INPUTS, UNITS, batch_first=True), "short": nn.GRUCell(INPUTS, UNITS)})
+    model.forward = lambda x: (model["long"](x), model["short"](x[:, 0]))
+    with Recorder(model.eval(), max_sequences=12, max_megabytes=0.005) as recorder:
+        for _ in range(3):
+            model(make_inputs())
+        assert recorder.tapes["long"].sequences < recorder.tapes["short"].sequences
+        assert recorder.tapes["short"].calls[-1].batch == 2
+
+
 def test_module_on_its_own_counts_its_calls_as_batches():
     module = nn.GRU(INPUTS, UNITS, batch_first=True)
     with Recorder(module, max_sequences=12) as recorder, torch.no_grad():
@@ -121,6 +131,20 @@ def test_module_on_its_own_counts_its_calls_as_batches():
     calls = calls_of(recorder)
     assert [tuple(call.inputs.shape[:2]) for call in calls] == [(5, 14), (5, 14), (2, 14)]
     assert [call.batch for call in calls] == [0, 1, 2]
+    assert not recorder.listening
+
+
+def test_parts_of_a_model_that_are_called_directly_count_their_calls_as_batches():
+    model = nn.ModuleDict({"encoder": nn.GRU(INPUTS, UNITS, batch_first=True), "decoder": nn.GRUCell(INPUTS, UNITS)})
+    with Recorder(model, max_sequences=12) as recorder, torch.no_grad():
+        for seed in range(4):
+            _, state = model["encoder"](make_inputs(seed=seed))
+            state = state[0]
+            for step in make_inputs(seed=seed).unbind(1):
+                state = model["decoder"](step, state)
+    for tape in recorder.tapes.values():
+        assert [len(call.lengths) for call in tape.calls] == [5, 5, 2]
+        assert [call.batch for call in tape.calls] == [0, 1, 2]
     assert not recorder.listening
 
 
@@ -270,7 +294,7 @@ def test_bad_requests_are_refused():
         ValueError, match=r"no recurrent module to listen to \(nn.RNN, nn.LSTM, nn.GRU or their cells\)"
     ):
         Recorder(nn.Linear(2, 3))
-    with pytest.raises(ValueError, match=r"limits must be positive, got 0 sequences and 256\.0 megabytes"):
+    with pytest.raises(ValueError, match=r"limits must be positive, got 0 sequences and 32\.0 megabytes"):
         Recorder(Model(), max_sequences=0)
     with pytest.raises(ValueError, match="limits must be positive, got 256 sequences and 0 megabytes"):
         Recorder(Model(), max_megabytes=0)

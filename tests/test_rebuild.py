@@ -159,6 +159,19 @@ def test_dropout_is_drawn_anew_for_every_call_of_a_passage(family):
     assert rebuild_error(call) < 1e-6
 
 
+def test_sequences_that_leave_a_decoder_early_draw_no_more():
+    module, x = make_dropping(nn.LSTM), torch.randn(SEQUENCES, STEPS, INPUTS)
+    state = None
+    with Recorder(module) as recorder, torch.no_grad():
+        for t, running in enumerate((3, 3, 2, 2, 2, 1, 1)):
+            if state is not None:
+                state = tuple(s[:, :running].contiguous() for s in state)
+            _, state = module(x[:running, t : t + 1], state)
+    (call,) = calls_of(recorder)
+    assert call.lengths.tolist() == [7, 5, 2]
+    assert rebuild_error(call) < 1e-6
+
+
 def test_dropout_that_was_off_is_not_drawn():
     module, x = make_dropping(nn.GRU), torch.randn(SEQUENCES, STEPS, INPUTS)
     with Recorder(module) as recorder, torch.no_grad():
@@ -177,6 +190,7 @@ def test_dropout_that_was_off_is_not_drawn():
 def test_rebuilding_leaves_the_global_random_state_alone():
     for module in (make_dropping(nn.LSTM, bidirectional=True), make_dropping(nn.LSTM).eval()):
         call = hear(module, torch.randn(SEQUENCES, STEPS, INPUTS))
+        torch.rand(1)
         before = torch.get_rng_state()
         assert rebuild_error(call) < 1e-6
         assert torch.equal(torch.get_rng_state(), before)
@@ -201,6 +215,17 @@ def test_size_of_chunks_changes_nothing(kind):
             tables.append(torch.cat([torch.cat(field, dim=1) for field in fields])[order])
         assert len(tables[0]) == LENGTHS.sum()
         assert max((table - tables[0]).abs().max() for table in tables) < 1e-14
+
+
+def test_no_chunk_is_empty_when_the_longest_sequence_was_left_out():
+    module, x, *_ = make_case("gru", torch.float32, 2, True, "packed", True, False, seed=4)
+    with Recorder(module, max_sequences=1) as recorder:
+        run(module, x, None, None, LENGTHS, "packed", False)
+    (call,) = calls_of(recorder)
+    assert call.lengths.tolist() == LENGTHS[:1].tolist()
+    for trace in traces(call):
+        assert [len(chunk.times) for chunk in chunks(trace, rows=3)] == [3, 1]
+    assert rebuild_error(call) < LIMIT[torch.float32]
 
 
 def test_flip_turns_each_sequence_within_its_own_length():

@@ -29,10 +29,10 @@ class Halved(nn.Module):
 
 
 class Jittered(nn.Module):
-    """Draws numbers whenever the weight is read in training."""
+    """Draws numbers whenever the weight is read."""
 
     def forward(self, weight):
-        return weight * (1 + 0.1 * torch.rand(())) if self.training else weight
+        return weight * (1 + torch.rand(()))
 
 
 PARAMETRIZATIONS = {
@@ -59,7 +59,7 @@ def test_parametrized_weights_are_read_as_they_acted(family, kind, training):
     calls = calls_of(recorder)
     assert len(calls) == 3
     errors = [rebuild_error(call) for call in calls]
-    if kind == "jittered" and training:
+    if kind == "jittered":
         assert min(errors) > 1e-3  # what was drawn cannot be drawn again, and that shows
     else:
         assert max(errors) < ROUNDING
@@ -85,6 +85,27 @@ def test_reading_parametrized_weights_does_not_move_them(family, kind):
     (alone, modes), (watched, watched_modes) = train(watched=False), train(watched=True)
     assert all(torch.equal(one, other) for one, other in zip(alone, watched, strict=True))
     assert modes == watched_modes
+
+
+def test_parametrization_that_moves_within_a_batch_is_followed():
+    module = make(nn.GRU)
+    PARAMETRIZATIONS["spectral_norm"](module, "weight_hh_l0")
+    with torch.no_grad():
+        module.parametrizations.weight_hh_l0.original.normal_()  # its norm is found over several passes
+    with Recorder(module) as recorder:
+        recorder.next_batch()
+        module(make_inputs()), module(make_inputs())
+    first, second = calls_of(recorder)
+    assert (first.outputs - second.outputs).abs().max() > 1e-3
+    assert max(map(rebuild_error, (first, second))) < ROUNDING
+
+
+def test_weights_made_in_inference_mode_are_read():
+    with torch.inference_mode():
+        module = make(nn.LSTM)
+        with Recorder(module) as recorder:
+            module(make_inputs()), module(make_inputs())
+    assert rebuild_error(calls_of(recorder)[0]) < ROUNDING
 
 
 @every_family
@@ -135,7 +156,7 @@ def test_weights_given_by_functional_call_are_the_ones_that_count(family):
 
 def test_weights_set_as_plain_attributes_are_the_ones_that_count():
     # As weight dropping does: the parameter lives elsewhere, and every forward pass sets what acts.
-    cell = nn.GRUCell(INPUTS, UNITS)
+    cell = nn.GRUCell(INPUTS, UNITS).eval()
     raw = cell.weight_hh.detach()
     del cell.weight_hh
     x = make_inputs()

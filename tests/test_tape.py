@@ -10,7 +10,6 @@ SEQUENCES, STEPS, INPUTS, UNITS, LAYERS = 3, 7, 2, 5, 2
 ROUNDING = 2e-6  # of a few dozen additions of numbers near 1 in float32
 
 FUSED = [nn.GRU, nn.LSTM, nn.RNN]
-CELLS = [nn.GRUCell, nn.LSTMCell, nn.RNNCell]
 
 
 def make(family, *sizes, seed=0, **options):
@@ -25,28 +24,6 @@ def make_inputs(*shape, seed=1):
 def changed(state, change):
     """The state, or both of an LSTM's, changed."""
     return tuple(map(change, state)) if isinstance(state, tuple) else change(state)
-
-
-def hidden_of(state):
-    return state[0] if isinstance(state, tuple) else state
-
-
-class Loop(nn.Module):
-    """A loop over a single-step cell as users write it; keeps its own list of states ``(B, T, H)``."""
-
-    def __init__(self, family, between=lambda t, state: state, start=None):
-        super().__init__()
-        self.cell = make(family)
-        self.between, self.start = between, start
-
-    def forward(self, x, state=None):
-        state = self.start if state is None else state
-        shown = []
-        for t, step in enumerate(x.unbind(1)):
-            state = self.cell(step) if state is None else self.cell(step, hx=state)
-            shown.append(hidden_of(state))
-            state = self.between(t, state)
-        return torch.stack(shown, dim=1), state
 
 
 # ---- modules that read sequences ------------------------------------------------------------------------------------
@@ -124,7 +101,7 @@ def test_backward_cell_is_not_joined_over_chunks():
 
 
 def test_sequences_do_not_go_on_from_one_batch_to_the_next():
-    module, x = make(nn.GRU, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    module, x = make(nn.GRU, batch_first=True).eval(), make_inputs(SEQUENCES, STEPS)
     with Recorder(module) as recorder, torch.no_grad():
         _, state = module(x)
         recorder.next_batch()
@@ -132,6 +109,20 @@ def test_sequences_do_not_go_on_from_one_batch_to_the_next():
     first, second = calls_of(recorder)
     assert (first.batch, second.batch) == (0, 1)
     assert torch.equal(second.initial, first.final)
+
+
+def test_sequences_that_ended_at_different_times_do_not_go_on():
+    # Their steps would have to be put in where each sequence ended.
+    module, x = make(nn.GRU, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([2, 7, 3]), batch_first=True, enforce_sorted=False)
+    with Recorder(module) as recorder, torch.no_grad():
+        recorder.next_batch()
+        _, state = module(packed)
+        module(x, state)
+    first, second = calls_of(recorder)
+    assert first.lengths.tolist() == [2, 7, 3]
+    assert torch.equal(second.initial, first.final)
+    assert max(map(rebuild_error, (first, second))) < ROUNDING
 
 
 @pytest.mark.parametrize("family", [nn.GRU, nn.LSTM])
@@ -187,111 +178,13 @@ def test_sequences_that_leave_a_loop_early_are_shorter():
     assert rebuild_error(call) < ROUNDING
 
 
-# ---- cells in a loop of the user's ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", CELLS)
-@pytest.mark.parametrize("start", [False, True], ids=["from nothing", "from a state"])
-def test_loop_over_a_cell_is_one_passage(family, start):
-    model, x = Loop(family), make_inputs(SEQUENCES, STEPS)
-    h0 = make_inputs(SEQUENCES, UNITS).mean(2)
-    state = ((h0, 2 * h0) if family is nn.LSTMCell else h0) if start else None
-    with Recorder(model) as recorder, torch.no_grad():
-        shown, last = model(x, state)
-    (call,) = calls_of(recorder)
-    assert torch.equal(call.inputs, x)
-    assert torch.equal(call.outputs, shown)
-    assert torch.equal(call.previous[:, 1:, :UNITS], shown[:, :-1])
-    expected = torch.cat(state, 1) if start and family is nn.LSTMCell else h0 if start else torch.zeros(1)
-    assert torch.equal(call.initial[0], expected.expand_as(call.initial[0]))
-    assert torch.equal(call.final[0], torch.cat(last, dim=1) if family is nn.LSTMCell else last)
-    assert rebuild_error(call) < ROUNDING
-
-
-@pytest.mark.parametrize("family", CELLS)
-def test_loop_tells_the_gates_of_the_fused_module(family):
-    fused = {nn.GRUCell: nn.GRU, nn.LSTMCell: nn.LSTM, nn.RNNCell: nn.RNN}[family]
-    model, x = Loop(family), make_inputs(SEQUENCES, STEPS)
-    whole = fused(INPUTS, UNITS, batch_first=True)
-    whole.load_state_dict({f"{name}_l0": value for name, value in model.cell.state_dict().items()})
-    with Recorder(model) as one, Recorder(whole) as other, torch.no_grad():
-        model(x)
-        whole(x)
-    stepped, fused_call = calls_of(one)[0], calls_of(other)[0]
-    assert (stepped.outputs - fused_call.outputs).abs().max() < ROUNDING
-    if family is nn.LSTMCell:
-        assert (memories(stepped) - memories(fused_call)).abs().max() < ROUNDING
-
-
-MASK = torch.tensor([[1.0], [0.0], [1.0]])
-CHANGES = {
-    "masked": lambda t, state: changed(state, lambda s: MASK * s),  # the second sequence is reset after every step
-    "reset at times": lambda t, state: changed(state, lambda s: MASK * s if t == 3 else s),
-    "dropped": lambda t, state: changed(state, lambda s: nn.functional.dropout(s, 0.4)),
-    "normalised": lambda t, state: changed(state, lambda s: nn.functional.layer_norm(s, s.shape[1:])),
-    "decaying": lambda t, state: changed(state, lambda s: 0.7 * s),
-}
-
-
-@pytest.mark.parametrize("family", CELLS)
-@pytest.mark.parametrize("change", list(CHANGES))
-def test_states_that_the_user_changes_between_steps_are_those_before_the_next(family, change):
-    seen = []
-
-    def between(t, state):
-        state = CHANGES[change](t, state)
-        seen.append(torch.cat(state, dim=1) if isinstance(state, tuple) else state)
-        return state
-
-    model, x = Loop(family, between), make_inputs(SEQUENCES, STEPS)
-    with Recorder(model) as recorder, torch.no_grad():
-        shown, _ = model(x)
-    (call,) = calls_of(recorder)
-    assert torch.equal(call.outputs, shown)
-    assert torch.equal(call.previous[:, 1:], torch.stack(seen[:-1], dim=1))
-    assert rebuild_error(call) < ROUNDING
-
-
-@pytest.mark.parametrize("family", CELLS)
-@pytest.mark.parametrize("start", [False, True], ids=["from nothing", "from the same state"])
-def test_two_loops_in_a_batch_are_two_passages(family, start):
-    h0 = torch.ones(SEQUENCES, UNITS) / 2
-    model = Loop(family, start=((h0, h0) if family is nn.LSTMCell else h0) if start else None)
-    model.between = CHANGES["decaying"]  # so that no loop is known by handing on the very same state
-    x, other = make_inputs(SEQUENCES, STEPS), make_inputs(SEQUENCES, 4, seed=2)
-    with Recorder(model) as recorder, torch.no_grad():
-        recorder.next_batch()
-        model(x), model(other)
-        recorder.next_batch()
-        model(x)
-    calls = calls_of(recorder)
-    assert [call.inputs.shape[1] for call in calls] == [STEPS, 4, STEPS]
-    assert [call.batch for call in calls] == [0, 0, 1]
-    assert torch.equal(calls[1].inputs, other)
-
-
-@pytest.mark.parametrize("family", CELLS)
-def test_unbatched_step_is_a_sequence_of_its_own(family):
-    cell, x = make(family), make_inputs(STEPS)
-    state = None
-    with Recorder(cell) as recorder, torch.no_grad():
-        for step in x:
-            state = cell(step, state)
-    (call,) = calls_of(recorder)
-    assert torch.equal(call.inputs, x[None])
-    assert torch.equal(call.outputs[0, -1], hidden_of(state))
-    assert rebuild_error(call) < ROUNDING
-
-
 # ---- trimming -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", [nn.LSTM, nn.LSTMCell])
-def test_head_is_what_fewer_sequences_would_have_told(family):
-    model = Loop(family) if family is nn.LSTMCell else make(family, batch_first=True)
-    x = make_inputs(SEQUENCES, STEPS)
-    with Recorder(model) as recorder, torch.no_grad():
-        model(x), recorder.next_batch(), model(x + 1)
+def test_head_is_what_fewer_sequences_would_have_told():
+    module, x = make(nn.LSTM, batch_first=True), make_inputs(SEQUENCES, STEPS)
+    with Recorder(module) as recorder, torch.no_grad():
+        module(x), module(x + 1)
     (tape,) = recorder.tapes.values()
     assert (tape.sequences, len(tape.calls)) == (6, 2)
     assert [len(call.lengths) for call in tape.head(5).calls] == [3, 2]

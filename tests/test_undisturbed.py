@@ -190,6 +190,21 @@ def test_fault_in_a_hook_never_reaches_the_users_forward(answer, args):
     recorder.close()
 
 
+def test_module_with_a_fault_is_not_heard_again():
+    # What came before and what comes after would look like one recording.
+    module = nn.GRU(INPUTS, UNITS)
+    x = make_inputs()
+    with Recorder(module) as recorder, torch.no_grad():
+        module(x)
+        forward = module.forward
+        module.forward = lambda x: None
+        module(x)
+        module.forward = forward
+        module(x)
+    assert "cannot unpack" in str(recorder.faults["gru"])
+    assert len(recorder.tapes["gru"].calls) == 1
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning")  # torch's vmap
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
 def test_functional_transforms_are_not_broken(transform):

@@ -181,7 +181,7 @@ class _Sums:
         logits, candidate = values[:, :-1], values[:, -1]
         self.seen += len(chunk.times)
         self._check(chunk.rebuilt[rows], chunk.hidden[rows])
-        if logits.numel() and max(logits.max(), -logits.min()) > BLOWN_UP:  # rare, and counting is dear
+        if logits.numel() and max(map(abs, torch.aminmax(logits))) > BLOWN_UP:  # rare, and counting is dear
             self.blown_up += (logits.abs() > BLOWN_UP).double().sum((0, 2))
         if cell.retention is not None:
             kept = logits[:, cell.gates.index(cell.retention)]

@@ -38,7 +38,7 @@ class EpochCallback(pl.Callback, ABC):
             the first and the last one always.
         figure_every_n_epochs: draw at every n-th epoch; by default as often as `max_overhead` allows, at the first and
             the last look always.
-        max_overhead: share of the training time that looking may take; half of it for numbers, half for pictures.
+        max_overhead: share of the training time that looking may take, pictures included.
         max_sequences: how many sequences to analyse, the same first ones at every look.
         on_error: ``warn`` says once that an analysis failed and lets the training go on; ``raise`` stops it.
     """
@@ -143,7 +143,8 @@ class EpochCallback(pl.Callback, ABC):
         if remark:
             self._guard.say("unheard", f"{title} cannot listen to every recurrent module.{remark}")
         try:
-            self.check(self._modules)
+            with torch.device("cpu"):
+                self.check(self._modules)
         except ValueError as error:
             raise MisconfigurationException(f"{title}: {error}") from error
 
@@ -180,6 +181,8 @@ class EpochCallback(pl.Callback, ABC):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.observe == "validation":
             self._listen(trainer)
+        elif self._recorder is not None:
+            self._recorder.close()  # validation within a training epoch is not what was asked for
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -258,7 +261,8 @@ class EpochCallback(pl.Callback, ABC):
         epoch, step = self._heard_at
         report = Report({})
         self._fresh = False
-        with self._guard, undisturbed_rng(), torch.no_grad():
+        # Recordings lie on the host, whatever device the user made the default.
+        with self._guard, undisturbed_rng(), torch.no_grad(), torch.device("cpu"):
             report = self.analyse(self._what_was_heard(trainer, pl_module, epoch, step))
         self._looks += 1
         seconds = time.perf_counter() - begin
@@ -289,17 +293,16 @@ class EpochCallback(pl.Callback, ABC):
     def _what_was_heard(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, step: int) -> Look:
         recorder = self._shared_recorder(trainer)
         assert recorder is not None
+        heard, title = recorder.tapes, type(self).__name__
         tapes: dict[str, Tape] = {}
         for name in self._modules:
             if name in recorder.faults:
-                raise RuntimeError(f"listening to {name} failed") from recorder.faults[name]
-            tape = recorder.tapes[name].head(self.max_sequences)
-            if tape.calls:
-                tapes[name] = tape
+                with self._guard:
+                    raise RuntimeError(f"listening to {name} failed") from recorder.faults[name]
+            elif heard[name].calls:
+                tapes[name] = heard[name].head(self.max_sequences)
             else:
-                self._guard.say(
-                    f"silent {name}", f"{type(self).__name__}: {name} was not called in this look; it is left out."
-                )
+                self._guard.say(f"silent {name}", f"{title}: {name} was not called in this look; it is left out.")
         return Look(trainer, pl_module, tapes, epoch, step)
 
     def _say_spacing(self, trainer: pl.Trainer) -> None:

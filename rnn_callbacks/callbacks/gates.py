@@ -46,8 +46,9 @@ class GateMonitor(EpochCallback):
         observe: ``validation`` or ``train``.
         every_n_epochs: period of looks; by default as often as `max_overhead` allows.
         figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
-        max_overhead: share of the training time that looking may take, half of it for pictures.
-        max_sequences: how many sequences to analyse, the same first ones at every look.
+        max_overhead: share of the training time that looking may take, pictures included.
+        max_sequences: how many sequences to analyse, the same first ones at every look; more for short sequences, whose
+            few steps say little about a unit.
         on_error: ``warn`` or ``raise``.
 
     Logged, with ``{module}`` the module's name and ``{cell}`` one of ``l0``, ``l0_reverse``, ``l1``, ... or ``cell``:
@@ -91,7 +92,7 @@ class GateMonitor(EpochCallback):
         every_n_epochs: int | None = None,
         figure_every_n_epochs: int | None = None,
         max_overhead: float = 0.02,
-        max_sequences: int = 256,
+        max_sequences: int = 64,
         on_error: Literal["warn", "raise"] = "warn",
     ) -> None:
         super().__init__(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
+NUMBERS, PICTURES = 0.35, 0.5  # of the share that looking may take; the first and the last look need the rest
+
 
 @final
 @dataclass
@@ -14,15 +16,19 @@ class _Cost:
     """Seconds spent on one kind of work, and what the next piece of it may take."""
 
     spent: float = 0.0
+    free: float = 0.0  # the first piece warms up caches and is always due: a short run has its budget for the rest
     expected: float | None = None
 
     def add(self, seconds: float) -> None:
         self.spent += seconds
-        # A first piece is dear (caches, first calls), so its weight halves with every cheaper one.
-        self.expected = seconds if self.expected is None else max(seconds, self.expected / 2)
+        if self.expected is None:
+            self.free, self.expected = seconds, seconds
+        else:
+            self.expected = max(seconds, self.expected / 2)  # what an unusually dear piece took is soon forgotten
 
     def fits(self, budget: float) -> bool:
-        return self.expected is None or self.spent + self.expected <= budget
+        # The first piece says little about the second, so the second only needs half of it.
+        return self.expected is None or self.spent - self.free + self.expected / 2 <= budget
 
 
 @final
@@ -33,7 +39,7 @@ class Schedule:
     Args:
         every_n_epochs: fixed period of looks, or None.
         figure_every_n_epochs: fixed period of pictures, or None.
-        max_overhead: share of the training time, half of it for numbers and half for pictures.
+        max_overhead: share of the training time, a good third of it for numbers and half of it for pictures.
         clock: seconds.
     """
 
@@ -69,17 +75,17 @@ class Schedule:
         """Whether to look at this epoch; the first and the last look are always due."""
         if self.every_n_epochs is not None:
             return self.wants_epoch(epoch)
-        return last or self.numbers.fits(self.max_overhead / 2 * self.training_seconds)
+        return last or self.numbers.fits(NUMBERS * self.max_overhead * self.training_seconds)
 
     def figure_is_due(self, epoch: int, *, last: bool) -> bool:
         """Whether to draw at this look."""
         if self.figure_every_n_epochs is not None:
             return (epoch + 1) % self.figure_every_n_epochs == 0
-        return last or self.figures.fits(self.max_overhead / 2 * self.training_seconds)
+        return last or self.figures.fits(PICTURES * self.max_overhead * self.training_seconds)
 
     def spacing(self, epochs_done: int) -> int:
         """About how many epochs lie between looks."""
         if self.every_n_epochs is not None:
             return self.every_n_epochs
         epoch = self.training_seconds / max(epochs_done, 1)
-        return max(1, round((self.numbers.expected or 0.0) / (self.max_overhead / 2 * epoch)))
+        return max(1, round((self.numbers.expected or 0.0) / (NUMBERS * self.max_overhead * epoch)))

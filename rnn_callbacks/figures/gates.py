@@ -19,19 +19,22 @@ MOST_ROWS = 6  # cells in one picture; a deeper stack shows its first ones
 def draw_gates(
     module: str, cells: Sequence[GateStatistics], *, phases: Sequence[GatePhases] = (), title: str = ""
 ) -> Figure:
-    """One row per cell: distribution of each gate, gate against time step, unit against time step, LSTM's memory.
+    """Of each cell: distribution of its gates, gates against time step, units against time step, an LSTM's memory.
 
     Args:
         module: name for the title.
         cells: statistics of the module's cells, lowest layer first.
-        phases: of the same cells, where the task has phases: one more column, gate against phase.
+        phases: of the same cells, where the task has phases: one more panel, gate against phase.
         title: when this was, for example ``epoch 3``.
     """
     shown = cells[:MOST_ROWS]
     with_memory = any(len(statistics.state_profile) == 4 for statistics in shown)
-    columns = 3 + with_memory + bool(phases)
+    panels = 3 + with_memory + bool(phases)
+    # One cell fills rows of three panels, legible in a browser; several cells take a row each, one below the other.
+    columns = 3 if len(shown) == 1 else panels
+    rows = -(-panels // 3) if len(shown) == 1 else len(shown)
     with house_style():
-        figure = Figure(figsize=(3.3 * columns, 0.5 + 2.5 * len(shown)))
+        figure = Figure(figsize=(3.3 * columns, 0.5 + 2.5 * rows))
         figure.subplots_adjust(
             left=0.2 / columns,
             right=1 - 0.12 / columns,
@@ -42,8 +45,11 @@ def draw_gates(
         )
         left_out = f", first {len(shown)} of {len(cells)} cells" if len(shown) < len(cells) else ""
         figure.suptitle(f"{module}: {title}{left_out}", x=0.01, ha="left", fontsize=11, fontweight="bold")
-        grid = figure.subplots(len(shown), columns, squeeze=False)
-        for row, (axes, statistics) in enumerate(zip(grid, shown, strict=True)):
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for spare in grid.flat[panels * len(shown) :]:
+            spare.remove()
+        for place, statistics in enumerate(shown):
+            axes = grid.flat[panels * place : panels * (place + 1)]
             if statistics.steps == 0:
                 for panel in axes:
                     say(panel, "no finite step heard")
@@ -54,7 +60,7 @@ def draw_gates(
             if with_memory:
                 _draw_memory(axes[3], statistics)
             if phases:
-                _draw_phases(axes[-1], phases[row])
+                _draw_phases(axes[-1], phases[place])
     return figure
 
 

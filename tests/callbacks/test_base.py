@@ -89,6 +89,11 @@ def test_training_batches_with_dropout_between_layers_are_rebuilt_as_they_were(f
     assert max(errors) < 2e-6  # without the replayed dropout it is about 0.1
 
 
+def test_validation_is_not_heard_where_training_batches_were_asked_for(fit):
+    fit(monitor(observe="train"), train=loader(8), validate=loader(24), max_epochs=1)
+    assert looks(fit)[0].report.histograms["gates/encoder.rnn.l0/update"].counts.sum() == 8 * STEPS * UNITS
+
+
 def test_the_last_epoch_is_looked_at_whatever_the_budget(fit):
     fit(GateMonitor(max_overhead=1e-9), max_epochs=5)
     assert [epoch for epoch, _ in places(fit)] == [0, 4]
@@ -181,6 +186,55 @@ def test_a_module_whose_states_do_not_follow_from_its_weights_is_refused(fit):
     assert TAG not in trainer.callback_metrics
 
 
+class TwoLayers(Classifier):
+    """Two recurrent modules, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.second = nn.GRU(UNITS, UNITS, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.norm(self.second(self.encoder.rnn(x)[0])[0][:, -1]))
+
+
+def test_a_module_that_cannot_be_read_does_not_silence_the_others(fit):
+    class Odd(nn.GRU):
+        def forward(self, x, hx=None):
+            out, last = super().forward(x, hx)
+            return out, last[..., :2]
+
+    class OneOdd(TwoLayers):
+        def __init__(self):
+            super().__init__()
+            self.encoder.rnn = Odd(FEATURES, UNITS, batch_first=True)
+
+    with pytest.warns(RecurrentHealthWarning, match="listening to encoder.rnn failed"):
+        trainer = fit(monitor(on_error="warn"), model=OneOdd)
+    assert 0 < trainer.callback_metrics["gates/second.l0/update/mean"] < 1
+    assert trainer.callback_metrics["gates/failed_looks"] == 2
+
+
+def test_a_default_device_of_the_users_own_is_not_used(fit):
+    class Elsewhere(pl.Callback):
+        """Another default device, in force while the callbacks after this one look."""
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            torch.set_default_device("meta")
+
+    class Back(Classifier):
+        """Lightning keeps what is logged on the default device, and on this one nothing can be kept."""
+
+        def log_dict(self, *values, **options):
+            torch.set_default_device(None)
+            super().log_dict(*values, **options)
+
+    try:
+        trainer = fit(Elsewhere(), monitor(), model=Back, num_sanity_val_steps=0)
+    finally:
+        torch.set_default_device(None)
+    assert 0 < trainer.callback_metrics[TAG] < 1
+
+
 def test_modules_made_in_the_models_own_setup_are_found(fit):
     class Late(Classifier):
         def setup(self, stage):
@@ -257,14 +311,6 @@ def test_model_checkpoint_can_monitor_a_gate(fit, tmp_path):
 
 
 def test_two_callbacks_of_one_class_share_what_they_hear(fit):
-    class Two(Classifier):
-        def __init__(self):
-            super().__init__()
-            self.second = nn.GRU(UNITS, UNITS, batch_first=True)
-
-        def forward(self, x):
-            return self.head(self.norm(self.second(self.encoder.rnn(x)[0])[0][:, -1]))
-
     a, b = monitor(module="encoder.rnn", max_sequences=5), monitor(module="second", max_sequences=9)
     hooks = []
 
@@ -272,7 +318,7 @@ def test_two_callbacks_of_one_class_share_what_they_hear(fit):
         def on_validation_batch_start(self, trainer, pl_module, *args):
             hooks.append(len(pl_module.second._forward_hooks))
 
-    trainer = fit(a, b, Counts(), model=Two, num_sanity_val_steps=0, max_epochs=1)
+    trainer = fit(a, b, Counts(), model=TwoLayers, num_sanity_val_steps=0, max_epochs=1)
     assert hooks == [1, 1, 0]  # 9 sequences are heard after two batches of 8
     assert {"gates/encoder.rnn.l0/update/mean", "gates/second.l0/update/mean"} <= set(trainer.callback_metrics)
     lengths = [look.report.arrays[f"gates/{m}.l0/lengths"] for look, m in zip(looks(fit), ["second"], strict=False)]
