@@ -5,6 +5,23 @@ import torch
 from rnn_callbacks.capture import Recorder
 from rnn_callbacks.rebuild import chunks, traces
 
+SEQUENCES, STEPS, INPUTS, UNITS = 3, 7, 2, 5
+ROUNDING = 2e-6  # of a few dozen additions of numbers near 1 in float32
+
+
+def make(family, *sizes, seed=0, **options):
+    torch.manual_seed(seed)
+    return family(INPUTS, UNITS, *sizes, **options)
+
+
+def make_inputs(*shape, seed=1):
+    return torch.randn(*shape, INPUTS, generator=torch.Generator().manual_seed(seed))
+
+
+def changed(state, change):
+    """The state, or both of an LSTM's, changed."""
+    return tuple(map(change, state)) if isinstance(state, tuple) else change(state)
+
 
 def calls_of(recorder):
     """The passages of the only module that was heard; nothing may have gone wrong."""

@@ -8,31 +8,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from rnn_callbacks.capture import Recorder, recurrent_modules, why_unheard
 
 from .hear import calls_of, rebuild_error
+from .sandwich import INPUTS, SEQUENCES, STEPS, UNITS, Model, make_inputs
 
-SEQUENCES, STEPS, INPUTS, UNITS = 5, 7, 3, 11
 LENGTHS = torch.tensor([4, 7, 1, 3, 7])
 ROUNDING = 2e-6
 
 FUSED = [nn.GRU, nn.LSTM, nn.RNN]
 every_family = pytest.mark.parametrize("family", FUSED)
-
-
-def make_inputs(sequences=SEQUENCES, seed=1, steps=STEPS):
-    return torch.randn(sequences, steps, INPUTS, generator=torch.Generator().manual_seed(seed))
-
-
-class Model(nn.Module):
-    """A recurrent module between two others."""
-
-    def __init__(self, family=nn.GRU, *, layers=1, **options):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(INPUTS, INPUTS)
-        self.rnn = family(INPUTS, UNITS, layers, batch_first=True, **options)
-        self.head = nn.Linear(UNITS * (1 + self.rnn.bidirectional), 2)
-
-    def forward(self, x):
-        return self.head(self.rnn(self.first(x))[0])
 
 
 def hooks_in(model):

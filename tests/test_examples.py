@@ -17,7 +17,7 @@ def test_digits_trains_and_tells_what_was_seen(cell, tmp_path, capsys):
     trainer = digits.main(["--cell", cell, "--epochs", "3", "--images", "300", "--logs", str(tmp_path)])
     said = capsys.readouterr().out
     assert re.search(r"accuracy on unseen images +\d+\.\d%", said)
-    assert re.search(r"time spent watching +\d+\.\d% of the training time", said)
+    assert re.search(r"time spent watching +\d+% of the training time", said)
     assert ("memory of the median unit" in said) == (cell != "rnn")
     assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
     files = sorted(Path(trainer.log_dir, "rnn_callbacks", "gates").glob("*.npz"))

@@ -6,26 +6,21 @@ from torch import nn
 
 from rnn_callbacks.capture import Recorder
 
-from .hear import calls_of, memories, rebuild_error
-
-SEQUENCES, STEPS, INPUTS, UNITS = 3, 7, 2, 5
-ROUNDING = 2e-6  # of a few dozen additions of numbers near 1 in float32
+from .hear import (
+    INPUTS,
+    ROUNDING,
+    SEQUENCES,
+    STEPS,
+    UNITS,
+    calls_of,
+    changed,
+    make,
+    make_inputs,
+    memories,
+    rebuild_error,
+)
 
 CELLS = [nn.GRUCell, nn.LSTMCell, nn.RNNCell]
-
-
-def make(family, *sizes, seed=0, **options):
-    torch.manual_seed(seed)
-    return family(INPUTS, UNITS, *sizes, **options)
-
-
-def make_inputs(*shape, seed=1):
-    return torch.randn(*shape, INPUTS, generator=torch.Generator().manual_seed(seed))
-
-
-def changed(state, change):
-    """The state, or both of an LSTM's, changed."""
-    return tuple(map(change, state)) if isinstance(state, tuple) else change(state)
 
 
 def hidden_of(state):

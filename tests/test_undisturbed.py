@@ -10,29 +10,11 @@ from rnn_callbacks.cells import Activations, Cell, Place, cells
 from rnn_callbacks.rebuild import traces
 
 from .hear import calls_of, rebuild_error
+from .sandwich import INPUTS, SEQUENCES, STEPS, UNITS, Model, make_inputs
 
-SEQUENCES, STEPS, INPUTS, UNITS = 5, 7, 3, 11
 ROUNDING = 2e-6
 
 every_family = pytest.mark.parametrize("family", [nn.GRU, nn.LSTM, nn.RNN])
-
-
-def make_inputs(seed=1):
-    return torch.randn(SEQUENCES, STEPS, INPUTS, generator=torch.Generator().manual_seed(seed))
-
-
-class Model(nn.Module):
-    """A recurrent module between two others."""
-
-    def __init__(self, family=nn.GRU, *, layers=1, **options):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(INPUTS, INPUTS)
-        self.rnn = family(INPUTS, UNITS, layers, batch_first=True, **options)
-        self.head = nn.Linear(UNITS * (1 + self.rnn.bidirectional), 2)
-
-    def forward(self, x):
-        return self.head(self.rnn(self.first(x))[0])
 
 
 @every_family
