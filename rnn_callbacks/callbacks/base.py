@@ -119,6 +119,7 @@ class EpochCallback(pl.Callback, ABC):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._find_modules(pl_module)
+        self._serve_monitors(trainer)
         if self._leads(trainer):
             peers = self._peers(trainer)
             for peer in peers:
@@ -126,6 +127,19 @@ class EpochCallback(pl.Callback, ABC):
             modules = {name: module for peer in peers for name, module in peer._modules.items()}
             most = max(peer.max_sequences for peer in peers)
             self._recorder = Recorder(pl_module, modules=modules, max_sequences=most)
+
+    def _serve_monitors(self, trainer: pl.Trainer) -> None:
+        """Whoever stops or saves by one of our tags reads it at every epoch, and takes a missing one for an old one."""
+        monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        ours = [tag for tag in monitors if isinstance(tag, str) and tag.startswith(f"{self.noun}/")]
+        if ours and self.every_n_epochs is None:
+            self._schedule.every_n_epochs = 1
+        elif ours and self.every_n_epochs != 1:
+            self._guard.say(
+                "monitored",
+                f"{type(self).__name__}: {ours[0]} is monitored by another callback, but every_n_epochs="
+                f"{self.every_n_epochs} leaves epochs without it; write every_n_epochs=1.",
+            )
 
     def _check_settings(self) -> None:
         title = type(self).__name__
@@ -270,7 +284,7 @@ class EpochCallback(pl.Callback, ABC):
             **report.scalars,
             f"{self.noun}/failed_looks": float(self._guard.failures),
             f"{self.noun}/seconds": seconds,
-            f"{self.noun}/overhead": self._schedule.overhead,
+            f"{self.noun}/overhead": self._schedule.overhead(seconds),
         }
         with self._guard, undisturbed_rng():
             self._publish(trainer, replace(report, scalars=scalars), epoch, step)
@@ -307,25 +321,28 @@ class EpochCallback(pl.Callback, ABC):
 
     def _say_spacing(self, trainer: pl.Trainer) -> None:
         every = self._schedule.spacing(trainer.current_epoch + 1)
-        if self.every_n_epochs is None and every > 1:
+        if self._schedule.every_n_epochs is None and every > 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_info(
-                f"{type(self).__name__} looks about every {every} epochs, to take less than {self.max_overhead:.0%} of "
-                "the training time; every_n_epochs=1 looks at each."
+                f"{type(self).__name__} looks at the first and the last epoch and about every {every} epochs between, "
+                f"to take about {self.max_overhead:.0%} of the training time; every_n_epochs=1 looks at each."
             )
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that stopped early is looked at where it stopped; Lightning's own log is closed by now.
-        if trainer.is_global_zero and self._fresh and self.every_n_epochs is None:
+        if trainer.is_global_zero and self._fresh and self._schedule.every_n_epochs is None:
             epoch, step = self._heard_at
             scalars = self._look(trainer, pl_module, last=True)
             with self._guard:
                 sinks.log_scalars(trainer, scalars, epoch=epoch, step=step)
-        if trainer.is_global_zero and self._looks == 0 and self.every_n_epochs is None:
-            self._guard.say(
-                "nothing", f"{type(self).__name__} saw nothing: no {self.observe} batch was heard in this run."
+        if trainer.is_global_zero and self._looks == 0:
+            due = (
+                ""
+                if self.every_n_epochs is None
+                else f" in an epoch that is due (every_n_epochs={self.every_n_epochs})"
             )
+            self._guard.say("nothing", f"{type(self).__name__} saw nothing: no {self.observe} batch was heard{due}.")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._leave()

@@ -18,6 +18,7 @@ from ..analysis.gate_phases import GatePhases, PhaseSums
 from ..analysis.gates import BINS, GateStatistics, gate_statistics
 from ..cells import Cell, cells
 from ..figures.gates import draw_gates
+from ..rebuild import Trace
 from ..report import Histogram, Report
 from ..sinks import Layout
 from .base import EpochCallback, Observe
@@ -108,9 +109,12 @@ class GateMonitor(EpochCallback):
         self.flags = flags
         self.ablate = ablate
         self._labels: dict[int, Tensor] = {}
+        self._phase_fault: Exception | None = None
         self._batches: list[HeardBatch] = []
 
     def check(self, modules: dict[str, nn.Module]) -> None:
+        if self.flags is not None and not isinstance(self.flags, dict):
+            raise ValueError(f"flags must be a dict of thresholds by name, got {self.flags!r}")
         check_thresholds(self.flags or {}, [cell for module in modules.values() for cell in cells(module)])
         _resolve(self.phases)
         if self.ablate is not None:
@@ -123,9 +127,13 @@ class GateMonitor(EpochCallback):
         if number == 0:
             self._labels.clear()
             self._batches.clear()
+            self._phase_fault = None
         phases = _resolve(self.phases)
-        if phases is not None:
-            self._labels[number] = torch.as_tensor(phases(batch)).detach()
+        if phases is not None and self._phase_fault is None:
+            try:
+                self._labels[number] = torch.as_tensor(phases(batch)).detach()
+            except Exception as fault:  # said once at the look, not at every batch
+                self._phase_fault = fault
         if self.ablate is not None:
             self._batches.append(HeardBatch(batch, batch_idx, dataloader_idx))
 
@@ -138,9 +146,8 @@ class GateMonitor(EpochCallback):
         for name in look.tapes:
             found: list[tuple[Cell, GateStatistics, GatePhases | None]] = []
             for traces in look.cells(name).values():
-                sums = PhaseSums(traces[0].cell, self._labels) if self.phases is not None else None
-                statistics = gate_statistics(traces, phases=sums)
-                found.append((traces[0].cell, statistics, None if sums is None else sums.result()))
+                statistics, phases = self._measure(traces)
+                found.append((traces[0].cell, statistics, phases))
             trusted = self._trust(name, [statistics for _, statistics, _ in found])
             for cell, statistics, phases in found:
                 where = f"gates/{name}.{cell.name}"
@@ -164,9 +171,20 @@ class GateMonitor(EpochCallback):
                 )
                 if self.ablate is not None:
                     for cell, statistics, _ in found:
-                        changes = losses_without_gates(look, name, cell, statistics, self._batches, self.ablate)
-                        scalars |= {f"gates/{name}.{cell.name}/{gate}/ablation": v for gate, v in changes.items()}
+                        with self._guard:
+                            changes = losses_without_gates(look, name, cell, statistics, self._batches, self.ablate)
+                            scalars |= {f"gates/{name}.{cell.name}/{gate}/ablation": v for gate, v in changes.items()}
         return Report(scalars, arrays, histograms, texts, figures)
+
+    def _measure(self, traces: Sequence[Trace]) -> tuple[GateStatistics, GatePhases | None]:
+        """Statistics of one cell, by phase too where phases are given; wrong phases cost only themselves."""
+        if self.phases is not None:
+            with self._guard:
+                if self._phase_fault is not None:
+                    raise ValueError("phases raised on a batch") from self._phase_fault
+                sums = PhaseSums(traces[0].cell, self._labels)
+                return gate_statistics(traces, phases=sums), sums.result()
+        return gate_statistics(traces), None
 
     def _trust(self, name: str, statistics: Sequence[GateStatistics]) -> bool:
         """Whether the rebuilt states are those of the module; if not, nothing that rests on them is reported."""
@@ -188,7 +206,7 @@ class GateMonitor(EpochCallback):
             scalars[f"{where}/flags/{flag.name}"] = float(flag.raised)
             if flag.raised:
                 texts[f"{where}/flags/{flag.name}"] = f"**{flag.name}** in `{place}`: {flag.meaning}"
-                self._guard.say(f"{where} {flag.name}", f"{place} looks {flag.name.replace('_', ' ')}: {flag.meaning}")
+                self._guard.say(f"{where} {flag.name}", f"{place}, flag {flag.name}: {flag.meaning}")
 
     def layout(self) -> Layout:
         def chart(pattern: str) -> list[Any]:
@@ -220,6 +238,8 @@ def _resolve(phases: str | Phases | None) -> Phases | None:
     """The function itself, imported where YAML could only name it."""
     if phases is None or callable(phases):
         return phases
+    if not isinstance(phases, str):
+        raise ValueError(f"phases must be a function of a batch or its import path, got {type(phases).__name__}")
     module, _, name = phases.rpartition(".")
     try:
         found = getattr(import_module(module), name)

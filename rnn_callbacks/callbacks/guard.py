@@ -77,7 +77,8 @@ class Guard:
         """Warn once per key."""
         if key not in self.said:
             self.said.add(key)
-            warnings.warn(words, RecurrentHealthWarning, stacklevel=2)
+            # A registry of its own: Python's would swallow the same words in a second run of one process.
+            warnings.warn_explicit(words, RecurrentHealthWarning, "rnn_callbacks", 1, "rnn_callbacks", registry={})
 
 
 def check_whole_number(owner: str, name: str, value: object, *, optional: bool = False) -> None:
@@ -108,6 +109,8 @@ def find_modules(owner: str, model: nn.Module, wanted: Sequence[str] | None) -> 
     Raises:
         MisconfigurationException: when a wanted module does not exist, with the names that do, or when there is none.
     """
+    if wanted is not None and not (wanted and all(isinstance(name, str) for name in wanted)):
+        raise MisconfigurationException(f"{owner}: module must be a name, a list of names or None, got {wanted!r}")
     known = recurrent_modules(model)
     unheard = {name: reason for name, module in model.named_modules() if (reason := why_unheard(module)) is not None}
     remark = "".join(f" {name}: {reason}." for name, reason in unheard.items())

@@ -62,10 +62,10 @@ class Schedule:
         """Time since the start that was not spent looking."""
         return max(self.clock() - self._begin - self.numbers.spent - self.figures.spent, 1e-9)
 
-    @property
-    def overhead(self) -> float:
-        """Seconds spent looking per second of training."""
-        return (self.numbers.spent + self.figures.spent) / self.training_seconds
+    def overhead(self, seconds: float = 0.0) -> float:
+        """Seconds spent looking per second of training, with those of the present look."""
+        spent = self.numbers.spent + self.figures.spent + seconds
+        return spent / max(self.training_seconds - seconds, 1e-9)
 
     def wants_epoch(self, epoch: int) -> bool:
         """Whether a fixed period allows a look at this epoch (from 0); without one, any epoch may be looked at."""

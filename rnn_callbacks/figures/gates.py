@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..analysis.gate_phases import GatePhases
@@ -65,7 +66,9 @@ def draw_gates(
 
 
 def _label(statistics: GateStatistics, part: str) -> str:
-    return f"|{part}|" if part == statistics.parts[-1] else part
+    if part != statistics.parts[-1]:
+        return part
+    return "|new content|" if statistics.parts[:-1] else f"|{part}|"
 
 
 def _draw_distribution(axes: Axes, statistics: GateStatistics) -> None:
@@ -80,6 +83,7 @@ def _draw_distribution(axes: Axes, statistics: GateStatistics) -> None:
         axes.stairs(share, edges, color=gate_colour(part, row), lw=1.8, ls=style, label=_label(statistics, part))
     # Head room for the legend.
     axes.set(xlim=(0, 1), ylim=(0, 1.45 * highest), xlabel="0 closed, 1 open (grey: saturated)")
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= min(100, 1.1 * highest)])
     axes.set_ylabel("% of steps and units")
     axes.set_title(f"{statistics.cell}: how open")
     axes.legend(loc="upper center", ncols=2, handlelength=1.2, columnspacing=0.8)
@@ -100,6 +104,7 @@ def _draw_over_steps(axes: Axes, statistics: GateStatistics) -> None:
             lw=1.8,
         )
     axes.set(ylim=(0, 1), xlabel="time step", ylabel="mean over units")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title("when in the sequence")
 
 
@@ -122,11 +127,12 @@ def _draw_units(axes: Axes, statistics: GateStatistics) -> None:
     )  # fmt: skip
     axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06)
     axes.set(xlabel="time step", ylabel="unit, by memory")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title(meaning)
     if len(statistics.log_retention):
         median = float(np.median(statistics.timescale))
         words = "endless" if median >= LONGEST else f"{median:.1f} steps" if median < 1000 else f"{median:.0f} steps"
-        axes.set_title(f"state kept (memory: {words})")
+        axes.set_title(f"state kept (median: {words})")
     else:
         axes.set_ylabel("unit, by mean")
 
@@ -137,8 +143,10 @@ def _draw_memory(axes: Axes, statistics: GateStatistics) -> None:
         return
     heard = np.flatnonzero(statistics.times)
     size, spread = statistics.state_profile[2, heard], statistics.state_profile[3, heard]
-    axes.fill_between(heard + 1, 0, spread, color=gate_colour("forget", 0), alpha=0.15, lw=0, label="std of c")
-    axes.plot(heard + 1, size, color=gate_colour("forget", 0), lw=1.8, label="mean |c|, cell")
+    axes.fill_between(
+        heard + 1, 0, spread, color=gate_colour("forget", 0), alpha=0.15, lw=0, label="std of c over units"
+    )
+    axes.plot(heard + 1, size, color=gate_colour("forget", 0), lw=1.8, label="mean |c|, cell state")
     axes.plot(heard + 1, statistics.state_profile[0, heard], color="black", ls="--", lw=1.8, label="mean |h|, hidden")
     axes.set(ylim=(0, 1.5 * max(1e-6, size.max(), spread.max())), xlabel="time step")
     axes.set_title("size of cell and hidden state")
@@ -157,9 +165,9 @@ def _draw_phases(axes: Axes, phases: GatePhases) -> None:
             phases.mean[seen, row].mean(1),
             width,
             color=gate_colour(part, row),
-            label=f"{phases.pooled[row]:.0%}",
+            label=f"{part} {phases.pooled[row]:.0%}",
         )
-    axes.set(ylim=(0, 1.35), yticks=[0, 0.5, 1], xlabel="task phase", ylabel="mean over units")
+    axes.set(ylim=(0, 1.6), yticks=[0, 0.5, 1], xlabel="task phase", ylabel="mean over units")
     axes.set_xticks(np.arange(len(seen)), [str(phase) for phase in seen])
-    axes.set_title("by phase (% of variance it explains)")
-    axes.legend(loc="upper center", ncols=len(phases.parts), handlelength=0.8, columnspacing=0.8)
+    axes.set_title("by phase (% of variance explained)")
+    axes.legend(loc="upper center", ncols=2, handlelength=0.8, columnspacing=0.8)

@@ -1,6 +1,7 @@
 """When callbacks look, what they share, and where it goes; tried with `GateMonitor`, true for all."""
 
 import math
+import warnings
 
 import lightning.pytorch as pl
 import numpy as np
@@ -143,6 +144,24 @@ def test_an_empty_validation_loader_is_said_at_the_end(fit):
         fit(GateMonitor(), validate=DataLoader(loader(0).dataset, 4), max_epochs=1)
 
 
+def test_a_period_that_no_validation_meets_is_said_at_the_end(fit):
+    with pytest.warns(RecurrentHealthWarning, match=r"saw nothing: .* in an epoch that is due \(every_n_epochs=2\)"):
+        fit(monitor(every_n_epochs=2), max_epochs=5, check_val_every_n_epoch=3)
+
+
+def test_what_was_said_in_one_run_is_said_again_in_the_next(fit):
+    class Spare(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.spare = nn.LSTM(FEATURES, UNITS)
+
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("default")  # Python's own: the same words from the same line only once
+            fit(monitor(), model=Spare)
+        assert sum("spare was not called" in str(warning.message) for warning in heard) == 1
+
+
 def test_a_module_that_is_never_called_is_named(fit):
     class Spare(Classifier):
         def __init__(self):
@@ -265,7 +284,7 @@ def test_a_text_said_once_is_not_said_again_after_a_resume(fit, tmp_path):
             super().__init__()
             self.encoder.rnn.bias_ih_l0.data[UNITS : 2 * UNITS] = 9.0
 
-    with pytest.warns(RecurrentHealthWarning, match="looks frozen"):
+    with pytest.warns(RecurrentHealthWarning, match="flag frozen"):
         trainer = fit(monitor(), model=Frozen)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     trainer = fit(monitor(), model=Frozen, max_epochs=4, ckpt_path=tmp_path / "run.ckpt")  # a warning would raise
@@ -302,6 +321,18 @@ def test_early_stopping_can_monitor_a_gate(fit, at_train_end):
     trainer = fit(monitor(), stop, max_epochs=9)
     assert trainer.current_epoch == 2
     assert stop.best_score == pytest.approx(looks(fit)[0].report.scalars[TAG])
+
+
+def test_a_monitored_tag_is_there_at_every_epoch_whatever_the_budget(fit):
+    # Between looks Lightning would repeat the old value, and EarlyStopping take it for no improvement.
+    stop = EarlyStopping(TAG, patience=99)
+    fit(GateMonitor(max_overhead=1e-9), stop, max_epochs=4)
+    assert [epoch for epoch, _ in places(fit)] == [0, 1, 2, 3]
+
+
+def test_a_period_that_leaves_a_monitored_tag_out_is_said(fit):
+    with pytest.warns(RecurrentHealthWarning, match="every_n_epochs=2 leaves epochs without it"):
+        fit(monitor(every_n_epochs=2), EarlyStopping(TAG, strict=False), max_epochs=2)
 
 
 def test_model_checkpoint_can_monitor_a_gate(fit, tmp_path):
@@ -450,7 +481,7 @@ def test_nan_and_infinity_are_reported_and_never_logged(fit, value):
         def forward(self, x):
             return super().forward(torch.where(torch.arange(STEPS)[:, None] >= 4, value, x))
 
-    with pytest.warns(RecurrentHealthWarning, match=r"looks nonfinite: .*% of the steps hold NaN or infinite"):
+    with pytest.warns(RecurrentHealthWarning, match=r"flag nonfinite: .*% of the steps hold NaN or infinite"):
         trainer = fit(monitor(), model=Poisoned)
     tags = {tag: float(v) for tag, v in trainer.callback_metrics.items() if tag.startswith("gates/")}
     assert tags["gates/encoder.rnn.l0/flags/nonfinite"] == 1
@@ -462,7 +493,7 @@ def test_nan_weights_are_reported_and_never_logged(fit):
         def on_validation_epoch_start(self):
             torch.nn.init.constant_(self.encoder.rnn.weight_hh_l0, math.nan)
 
-    with pytest.warns(RecurrentHealthWarning, match="looks nonfinite: 100.00% of the steps"):
+    with pytest.warns(RecurrentHealthWarning, match="flag nonfinite: 100.00% of the steps"):
         trainer = fit(monitor(), model=Broken)
     tags = {tag: float(v) for tag, v in trainer.callback_metrics.items() if tag.startswith("gates/")}
     assert np.isfinite(list(tags.values())).all()

@@ -74,12 +74,16 @@ def test_phases_of_a_wrong_shape_are_said_and_the_run_goes_on(fit):
         trainer = fit(GateMonitor(phases=lambda batch: torch.zeros(2, 2, dtype=torch.long), every_n_epochs=1))
     assert trainer.current_epoch == 2
     assert trainer.callback_metrics["gates/failed_looks"] == 2
+    assert 0 < trainer.callback_metrics["gates/encoder.rnn.l0/update/mean"] < 1  # phases cost only themselves
+    assert not any("phase" in tag for tag in trainer.callback_metrics)
 
 
 def test_a_phase_function_that_raises_is_said_and_the_run_goes_on(fit):
     with pytest.warns(RecurrentHealthWarning, match="ZeroDivisionError"):
         trainer = fit(GateMonitor(phases=lambda batch: 1 / 0, every_n_epochs=1))
     assert trainer.current_epoch == 2
+    assert trainer.callback_metrics["gates/failed_looks"] == 2  # once per look, not per batch
+    assert 0 < trainer.callback_metrics["gates/encoder.rnn.l0/update/mean"] < 1
 
 
 # ---- flags -----------------------------------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ def test_a_flag_is_a_scalar_a_text_and_one_warning(fit):
         trainer = fit(monitor(), model=model, max_epochs=3)
     said = [str(warning.message) for warning in heard if warning.category is RecurrentHealthWarning]
     assert len(said) == 1
-    assert "encoder.rnn.l0 looks frozen: the median unit keeps its state for" in said[0]
+    assert "encoder.rnn.l0, flag frozen: the median unit keeps its state for" in said[0]
     assert trainer.callback_metrics["gates/encoder.rnn.l0/flags/frozen"] == 1
     assert trainer.callback_metrics["gates/encoder.rnn.l0/flags/overwritten"] == 0
     assert last_report(fit).texts["gates/encoder.rnn.l0/flags/frozen"].startswith("**frozen** in `encoder.rnn.l0`")
@@ -189,7 +193,8 @@ def test_ablation_without_any_loss_is_said(fit):
             self(batch[0])
 
     with pytest.warns(RecurrentHealthWarning, match="ablate needs a validation_step that returns its loss"):
-        fit(GateMonitor(ablate="mean", every_n_epochs=1), model=Silent)
+        trainer = fit(GateMonitor(ablate="mean", every_n_epochs=1), model=Silent)
+    assert 0 < trainer.callback_metrics["gates/encoder.rnn.l0/update/mean"] < 1  # it costs only itself
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
@@ -202,6 +207,9 @@ def test_ablation_without_any_loss_is_said(fit):
         ({"flags": {"forget_mean_below": 0.1}}, "the quantities are new_mean_abs"),  # a GRU has no forget gate
         ({"flags": {"frozen": "much"}}, "the threshold of 'frozen' must be a number or null, got 'much'"),
         ({"phases": "tests.models.no_such"}, "phases: cannot import 'tests.models.no_such'"),
+        ({"flags": ["frozen"]}, "flags must be a dict of thresholds by name, got ['frozen']"),
+        ({"phases": torch.zeros(3)}, "phases must be a function of a batch or its import path, got Tensor"),
+        ({"module": []}, "module must be a name, a list of names or None, got []"),
         ({"phases": "half"}, "expected 'package.module.function'"),
         ({"phases": "tests.models.UNITS"}, "phases: 'tests.models.UNITS' is no function but int"),
         ({"ablate": "half"}, "ablate must be 'mean', 'zero', 'one' or None, got 'half'"),

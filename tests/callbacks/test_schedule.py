@@ -39,7 +39,7 @@ def test_without_a_period_looks_take_their_share_of_the_time_and_no_more():
     assert 19 <= len(drawn) <= 22
     assert looked[0] == 0
     assert looked[-1] == drawn[-1] == 999
-    assert 0.016 <= schedule.overhead <= 0.02
+    assert 0.016 <= schedule.overhead() <= 0.02
     assert schedule.training_seconds == pytest.approx(1000.0)
 
 
@@ -60,7 +60,7 @@ def test_a_dear_first_look_does_not_silence_a_short_run():
     assert (
         len(later) >= 10
     )  # 0.7 % of 20 s is 14 looks of 0.01 s, of which the cautious wait after the first costs some
-    assert schedule.overhead < 0.02
+    assert schedule.overhead() < 0.02
 
 
 def test_a_fixed_period_ignores_the_budget():
@@ -78,3 +78,10 @@ def test_the_spacing_it_says_is_the_spacing_it_keeps():
     clock.now += 0.07
     assert schedule.spacing(epochs_done=1) == 10
     assert Schedule(4, None, 0.02, clock).spacing(epochs_done=1) == 4
+
+
+def test_the_present_look_counts_as_looking_not_as_training():
+    clock = Clock()
+    schedule = Schedule(None, None, 0.02, clock)
+    clock.now += 11.0  # ten of training, one of the look under way
+    assert schedule.overhead(1.0) == pytest.approx(0.1)

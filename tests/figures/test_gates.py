@@ -92,7 +92,7 @@ def test_phases_are_bars_of_the_mean_gate_labelled_with_the_share_they_explain()
     phases = GatePhases("l0", statistics.parts, np.array([3, 4]), mean, eta, np.array([0.9, 0.5, 0.01]))
     axes = panels(draw_gates("a.rnn", [statistics], phases=[phases]))[-1]
     assert sorted(bar.get_height() for bar in axes.patches) == pytest.approx([0.25] * 3 + [0.5] * 3)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["90%", "50%", "1%"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["reset 90%", "update 50%", "new 1%"]
 
 
 def test_each_row_shows_the_phases_of_its_own_cell():
