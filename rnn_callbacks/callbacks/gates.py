@@ -166,6 +166,7 @@ class GateMonitor(EpochCallback):
             if trusted:
                 drawn = [statistics for _, statistics, _ in found]
                 by_phase = [phases for _, _, phases in found if phases is not None]
+                by_phase = by_phase if len(by_phase) == len(found) else []  # the picture needs them for every cell
                 figures[f"gates/{name}"] = partial(
                     draw_gates, name, drawn, phases=by_phase, title=f"epoch {look.epoch}"
                 )

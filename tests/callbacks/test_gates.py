@@ -86,6 +86,24 @@ def test_a_phase_function_that_raises_is_said_and_the_run_goes_on(fit):
     assert 0 < trainer.callback_metrics["gates/encoder.rnn.l0/update/mean"] < 1
 
 
+def test_phases_that_fit_one_direction_only_cost_no_picture(fit, monkeypatch):
+    from rnn_callbacks.callbacks import gates
+
+    measure = gates.GateMonitor._measure
+
+    def forward_only(self, traces):
+        statistics, phases = measure(self, traces)
+        return statistics, None if traces[0].cell.place.reverse else phases
+
+    monkeypatch.setattr(gates.GateMonitor, "_measure", forward_only)
+    trainer = fit(
+        monitor(phases=half_of_sequence, figure_every_n_epochs=1), model=Classifier("gru", bidirectional=True)
+    )
+    assert trainer.callback_metrics["gates/failed_looks"] == 0
+    run = sorted(fit.logs.glob("version_*"))[-1]
+    assert len(list(run.rglob("*.png"))) == 2
+
+
 # ---- flags -----------------------------------------------------------------------------------------------------------
 
 
