@@ -28,9 +28,9 @@ class HeardBatch:
 
 
 def losses_without_gates(
-    look: Look, name: str, cell: Cell, statistics: GateStatistics, batches: list[HeardBatch], hold: Hold
+    look: Look, name: str, cells: list[tuple[Cell, GateStatistics]], batches: list[HeardBatch], hold: Hold
 ) -> dict[str, float]:
-    """Change of the validation loss, by gate, when the gate is held; empty where the module has no gates to hold.
+    """Change of the validation loss when a gate is held, by ``cell/gate``; empty where a module has no gates to hold.
 
     Raises:
         RuntimeError: when ``validation_step`` gives no loss.
@@ -44,10 +44,11 @@ def losses_without_gates(
         _replace(model, module, plain)
     whole = _loss(look.trainer, model, batches)
     changes: dict[str, float] = {}
-    for row, gate in enumerate(cell.gates):
-        before = hold_gate(plain, cell, gate, held_value(hold, statistics.mean[row]))
-        changes[gate] = _loss(look.trainer, model, batches) - whole
-        restore(plain, before)
+    for cell, statistics in cells:
+        for row, gate in enumerate(cell.gates):
+            before = hold_gate(plain, cell, gate, held_value(hold, statistics.mean[row]))
+            changes[f"{cell.name}/{gate}"] = _loss(look.trainer, model, batches) - whole
+            restore(plain, before)
     return changes
 
 

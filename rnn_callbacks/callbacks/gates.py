@@ -171,10 +171,10 @@ class GateMonitor(EpochCallback):
                     draw_gates, name, drawn, phases=by_phase, title=f"epoch {look.epoch}"
                 )
                 if self.ablate is not None:
-                    for cell, statistics, _ in found:
-                        with self._guard:
-                            changes = losses_without_gates(look, name, cell, statistics, self._batches, self.ablate)
-                            scalars |= {f"gates/{name}.{cell.name}/{gate}/ablation": v for gate, v in changes.items()}
+                    measured = [(cell, statistics) for cell, statistics, _ in found]
+                    with self._guard:
+                        changes = losses_without_gates(look, name, measured, self._batches, self.ablate)
+                        scalars |= {f"gates/{name}.{place}/ablation": change for place, change in changes.items()}
         return Report(scalars, arrays, histograms, texts, figures)
 
     def _measure(self, traces: Sequence[Trace]) -> tuple[GateStatistics, GatePhases | None]:
