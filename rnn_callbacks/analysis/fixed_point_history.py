@@ -1,0 +1,201 @@
+"""The life of fixed points over training: which appeared, vanished or changed their stability, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .fixed_point_continuation import follow
+from .fixed_point_equations import Equation
+from .fixed_point_search import Skeleton, search
+from .fixed_points import MARGINAL, ROUNDED, FixedPoints
+
+What = Literal["birth", "death", "stability", "found late"]
+
+
+@final
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to fixed points between two looks."""
+
+    what: What
+    ids: tuple[int, ...]
+    crossing: str  # how an eigenvalue passed the unit circle: "+1", "-1", "complex pair"; empty where unknown
+    words: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Chapter:
+    """One look at the fixed points of one module under one held input, with their identities."""
+
+    skeleton: Skeleton
+    ids: NDArray[np.int64]  # (M,), the same number for the same point at every look
+    events: tuple[Event, ...]
+    moved: NDArray[np.float64]  # (M,), distance to where the point was at the last look; NaN for newcomers
+
+    def count(self, what: What) -> int:
+        """Points to which this happened."""
+        return sum(len(event.ids) for event in self.events if event.what == what)
+
+
+@final
+@dataclass(eq=False)
+class History:
+    """What is remembered from one look to the next; all of it plain tensors, so that a checkpoint can hold it."""
+
+    equations: list[Equation]
+    inputs: Tensor  # (I,)
+    unknown: Tensor  # (M, K)
+    unstable: NDArray[np.int64]  # (M,)
+    eigenvalues: NDArray[np.complex128]  # (M, D)
+    ids: NDArray[np.int64]  # (M,)
+    next_id: int
+
+
+def begin(equations: Sequence[Equation], inputs: Tensor, skeleton: Skeleton) -> tuple[History, Chapter]:
+    """The first look: every point is given a number."""
+    count = len(skeleton.points)
+    ids = np.arange(count)
+    chapter = Chapter(skeleton, ids, (), np.full(count, np.nan))
+    return _remember(equations, inputs, skeleton.points, ids, count), chapter
+
+
+def go_on(
+    history: History,
+    equations: Sequence[Equation],
+    inputs: Tensor,
+    pools: Sequence[Tensor],
+    *,
+    max_starts: int = 1024,
+    max_points: int = 256,
+    deadline: float | None = None,
+    seed: int = 0,
+) -> tuple[History, Chapter]:
+    """The next look: follow the known points to the new weights, search for others, and say what happened.
+
+    A newcomer is a birth only if it cannot be followed back to the old weights; one that can be was overlooked before.
+
+    Args:
+        history: of the last look.
+        equations: of the same cells, now.
+        inputs: ``(I,)``, held now.
+        pools: visited unknowns ``(S, K)`` of every layer.
+        max_starts: of each search of a layer.
+        max_points: more are not looked for.
+        deadline: `time.perf_counter` at which to stop.
+        seed: of the choice of starts.
+    """
+    ahead = follow(history.equations, equations, history.inputs, inputs, history.unknown, deadline=deadline)
+    skeleton = search(
+        equations, inputs, pools, known=ahead.unknown[ahead.alive], max_starts=max_starts, max_points=max_points,
+        deadline=deadline, seed=seed,
+    )  # fmt: skip
+    here = unknowns_of(equations, skeleton.points)
+    old = np.full(len(here), -1)  # row of the same point at the last look
+    _assign(old, here, ahead.unknown, ahead.alive.numpy())
+    late: list[int] = []
+    newcomers = np.flatnonzero(old < 0)
+    if len(newcomers):
+        back = follow(
+            equations, history.equations, inputs, history.inputs, here[newcomers], around_folds=False, deadline=deadline
+        )
+        lost = np.ones(len(history.ids), dtype=bool)
+        lost[old[old >= 0]] = False
+        known = np.full(len(newcomers), -1)
+        _assign(known, back.unknown, history.unknown, np.ones(len(lost), dtype=bool))
+        for row, before, alive in zip(newcomers, known, back.alive.tolist(), strict=True):
+            if alive and before < 0:
+                late.append(int(row))
+            elif alive and lost[before]:
+                old[row], lost[before] = before, False
+    ids = np.where(old >= 0, history.ids[old] if len(history.ids) else -1, -1)
+    fresh = np.flatnonzero(old < 0)
+    ids[fresh] = history.next_id + np.arange(len(fresh))
+    moved = np.full(len(here), np.nan)
+    same = np.flatnonzero(old >= 0)
+    moved[same] = (here[same] - history.unknown[old[same]]).norm(dim=1).numpy()
+    events = _events(history, skeleton.points, ids, old, set(late))
+    remembered = _remember(equations, inputs, skeleton.points, ids, history.next_id + len(fresh))
+    return remembered, Chapter(skeleton, ids, events, moved)
+
+
+def unknowns_of(equations: Sequence[Equation], points: FixedPoints) -> Tensor:
+    """The unknowns ``(M, K)`` within the states of points."""
+    states, parts, at = torch.as_tensor(points.states), [], 0
+    for equation in equations:
+        parts.append(states[:, at : at + equation.unknowns])
+        at += equation.state_size
+    return torch.cat(parts, dim=1)
+
+
+def _remember(
+    equations: Sequence[Equation], inputs: Tensor, points: FixedPoints, ids: NDArray[np.int64], next_id: int
+) -> History:
+    unknown = unknowns_of(equations, points)
+    return History(list(equations), inputs, unknown, points.unstable, points.eigenvalues, ids, next_id)
+
+
+def _assign(found: NDArray[np.int64], here: Tensor, there: Tensor, usable: NDArray[np.bool_]) -> None:
+    """Row of the equal point in ``there`` for every point of ``here``; -1 where there is none."""
+    if not len(here) or not len(there):
+        return
+    distances = torch.cdist(here, there, p=torch.inf).numpy()
+    distances[:, ~usable] = np.inf
+    nearest = distances.argmin(1)
+    equal = distances[np.arange(len(here)), nearest] <= ROUNDED
+    found[equal] = nearest[equal]
+
+
+def _events(
+    history: History, points: FixedPoints, ids: NDArray[np.int64], old: NDArray[np.int64], late: set[int]
+) -> tuple[Event, ...]:
+    found: list[Event] = []
+    fresh = np.flatnonzero(old < 0)
+    born = [int(row) for row in fresh if int(row) not in late]
+    if born:
+        found.append(Event("birth", _numbers(ids[born]), "+1", f"{_listed(points, born)} appeared"))
+    if late:
+        rows = sorted(late)
+        words = f"{_listed(points, rows)} had been overlooked before"
+        found.append(Event("found late", _numbers(ids[rows]), "", words))
+    gone = np.setdiff1d(np.arange(len(history.ids)), old[old >= 0])
+    if len(gone):
+        words = f"{len(gone)} point{'s' if len(gone) > 1 else ''} vanished"
+        found.append(Event("death", _numbers(history.ids[gone]), "+1", words))
+    for row in np.flatnonzero(old >= 0):
+        before, after = int(history.unstable[old[row]]), int(points.unstable[row])
+        if before != after:
+            crossing = _crossing(history.eigenvalues[old[row]], points.eigenvalues[row], before, after)
+            how = {
+                "+1": "through +1",
+                "-1": "through -1: a cycle of two steps",
+                "complex pair": "as a complex pair: a turning motion",
+            }
+            words = f"point {ids[row]} went from {before} to {after} unstable directions ({how[crossing]})"
+            found.append(Event("stability", (int(ids[row]),), crossing, words))
+    return tuple(found)
+
+
+def _numbers(ids: NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(int(number) for number in ids)
+
+
+def _listed(points: FixedPoints, rows: Sequence[int]) -> str:
+    """``2 attractors, 1 saddle``."""
+    kinds, counts = np.unique(points.kind[list(rows)], return_counts=True)
+    return ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in zip(kinds, counts, strict=True))
+
+
+def _crossing(old: NDArray[np.complex128], new: NDArray[np.complex128], before: int, after: int) -> str:
+    """Where the eigenvalues passed the unit circle, judged by those that are now on the other side."""
+    crossed = new[before:after] if after > before else old[after:before]
+    if len(crossed) >= 2 and (np.abs(crossed.imag) > MARGINAL).any():
+        return "complex pair"
+    return "+1" if crossed[0].real > 0 else "-1"

@@ -1,0 +1,156 @@
+"""Roots of a cell's fixed-point equation, from many starts at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from .fixed_point_equations import Equation
+
+CHUNK = 3 * 2**20  # bytes of Jacobians at a time, so that they stay in the cache
+LONGEST_STEP = 0.5  # of sqrt(K); a Newton step from far away may point anywhere
+
+
+@final
+@dataclass(frozen=True)
+class Precision:
+    """When a root counts as found, in one floating-point type."""
+
+    residual: float  # largest component of g
+    step: float  # largest component of the last step: a small residual with a long step is no root
+    iterations: int
+
+
+FINE = Precision(residual=1e-11, step=1e-7, iterations=60)
+COARSE = Precision(residual=2e-5, step=1e-3, iterations=40)  # float32 rounds residuals to about 1e-6
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Roots:
+    """Where N starts ended."""
+
+    unknown: Tensor  # (N, K)
+    residual: Tensor  # (N,), largest component of g
+    converged: Tensor  # (N,), bool
+    singular: Tensor  # (N,), bool: given up because the step did not exist, or at a root whose step stays long
+    iterations: int  # the most that any start took
+
+
+def newton(
+    equation: Equation, drive: Tensor, starts: Tensor, precision: Precision = FINE, *, deadline: float | None = None
+) -> Roots:
+    """Newton's method with clipped steps; starts that have converged or left for infinity drop out of the batch.
+
+    Args:
+        equation: in the precision to compute in.
+        drive: ``(1, .)`` or ``(N, .)``, from `Equation.drive_of`.
+        starts: ``(N, K)``.
+        precision: when to stop.
+        deadline: `time.perf_counter` at which to give up; what has not converged by then has not converged.
+    """
+    return _in_chunks(_newton, equation, drive, starts, precision, deadline)
+
+
+def levenberg_marquardt(
+    equation: Equation, drive: Tensor, starts: Tensor, precision: Precision = FINE, *, deadline: float | None = None
+) -> Roots:
+    """The same where the Jacobian is singular, as on a line of fixed points: least squares with a damped step.
+
+    Levenberg 1944, Marquardt 1963. Slower than `newton`, and never lost: the residual of every row only falls.
+    """
+    return _in_chunks(_marquardt, equation, drive, starts, precision, deadline)
+
+
+_Method = Callable[[Equation, Tensor, Tensor, Precision, float | None], Roots]
+
+
+def _in_chunks(
+    method: _Method, equation: Equation, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None
+) -> Roots:
+    rows = max(1, CHUNK // (starts.element_size() * max(1, equation.unknowns) ** 2))
+    if len(starts) <= rows:
+        return method(equation, drive, starts, precision, deadline)
+    parts = [
+        method(
+            equation, drive if len(drive) == 1 else drive[at : at + rows], starts[at : at + rows], precision, deadline
+        )
+        for at in range(0, len(starts), rows)
+    ]
+    return Roots(
+        torch.cat([part.unknown for part in parts]),
+        torch.cat([part.residual for part in parts]),
+        torch.cat([part.converged for part in parts]),
+        torch.cat([part.singular for part in parts]),
+        max(part.iterations for part in parts),
+    )
+
+
+def _newton(equation: Equation, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None) -> Roots:
+    unknown = starts.clone()
+    residual = starts.new_full((len(starts),), torch.inf)
+    converged = torch.zeros(len(starts), dtype=torch.bool)
+    singular = torch.zeros(len(starts), dtype=torch.bool)
+    active = torch.arange(len(starts))
+    longest = LONGEST_STEP * equation.unknowns**0.5
+    iteration = 0
+    while len(active) and iteration < precision.iterations and not late(deadline):
+        iteration += 1
+        here, held = unknown[active], _of_rows(drive, active)
+        away, slope = equation.linearised(held, here)
+        step = -torch.linalg.solve_ex(slope, away)[0]
+        length = step.norm(dim=1)
+        size = away.abs().amax(1)
+        step *= (longest / length.clamp(min=longest))[:, None]
+        there = here + step
+        sound = length.isfinite()
+        unknown[active[sound]] = there[sound]
+        residual[active] = size
+        done = sound & (size <= precision.residual) & (step.abs().amax(1) <= precision.step)
+        converged[active[done]] = True
+        singular[active[~sound & size.isfinite()]] = True
+        active = active[sound & ~done]
+    singular |= ~converged & (residual <= precision.residual)
+    return Roots(unknown, residual, converged, singular, iteration)
+
+
+def _marquardt(
+    equation: Equation, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None
+) -> Roots:
+    unknown = starts.clone()
+    damping = starts.new_full((len(starts),), 1e-3)
+    residual = equation.residual(_of_rows(drive, torch.arange(len(starts))), starts).abs().amax(1)
+    converged = residual <= precision.residual
+    active = torch.arange(len(starts))[~converged & residual.isfinite()]
+    iteration = 0
+    while len(active) and iteration < 2 * precision.iterations and not late(deadline):
+        iteration += 1
+        here, held = unknown[active], _of_rows(drive, active)
+        away, slope = equation.linearised(held, here)
+        normal = slope.mT @ slope
+        normal.diagonal(dim1=1, dim2=2).add_(damping[active, None])
+        step = -torch.linalg.solve_ex(normal, (slope.mT @ away[:, :, None])[:, :, 0])[0]
+        there = here + step
+        after = equation.residual(held, there)
+        better = after.square().sum(1) < away.square().sum(1)
+        unknown[active[better]] = there[better]
+        residual[active[better]] = after[better].abs().amax(1)
+        damping[active] *= torch.where(better, 0.1, 8.0).to(damping.dtype)
+        converged[active] = residual[active] <= precision.residual
+        stuck = damping[active] > 1e8  # a minimum of |g| that is no root
+        active = active[~converged[active] & ~stuck]
+    return Roots(unknown, residual, converged, ~converged, iteration)
+
+
+def _of_rows(drive: Tensor, rows: Tensor) -> Tensor:
+    return drive if len(drive) == 1 else drive[rows]
+
+
+def late(deadline: float | None) -> bool:
+    """Whether the moment has passed."""
+    return deadline is not None and time.perf_counter() > deadline
