@@ -30,24 +30,29 @@ class _RNN(Equation):
         return self.step(drive, unknown) - unknown
 
     def linearised(self, drive: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
-        after = self.step(drive, unknown)
-        return after - unknown, less_identity(_scaled(self._slope(after), self.tensors["hh"]))
+        after, slope = self._shape(drive, unknown)
+        return after - unknown, less_identity(_scaled(slope, self.tensors["hh"]))
 
     def state(self, drive: Tensor, unknown: Tensor) -> Tensor:
         return unknown
 
     def step(self, drive: Tensor, state: Tensor) -> Tensor:
-        before = drive + state @ self.tensors["hh"].T
-        return before.tanh_() if self.saturating else before.relu_()
+        return self._shape(drive, state)[0]
 
     def jacobian(self, drive: Tensor, state: Tensor) -> Tensor:
-        return _scaled(self._slope(self.step(drive, state)), self.tensors["hh"])
+        return _scaled(self._shape(drive, state)[1], self.tensors["hh"])
 
     def input_jacobian(self, drive: Tensor, state: Tensor) -> Tensor:
-        return _scaled(self._slope(self.step(drive, state)), self.tensors["ih"])
+        return _scaled(self._shape(drive, state)[1], self.tensors["ih"])
 
-    def _slope(self, after: Tensor) -> Tensor:
-        return 1.0 - after.square() if self.saturating else (after > 0).to(after.dtype)
+    def _shape(self, drive: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The next hidden state and its derivative by the pre-activation."""
+        before = torch.addmm(drive, hidden, self.tensors["hh"].T)
+        if self.saturating:
+            after = before.tanh_()
+            return after, 1.0 - after.square()
+        # At the kink the slope of its open side, so that a network without biases is not called stable at the origin.
+        return before.relu(), (before >= 0).to(before.dtype)
 
 
 @final

@@ -30,6 +30,8 @@ class Equation(ABC):
         limit: ``(K,)``, the largest size that any state after one step can have; None where there is no bound.
     """
 
+    says_all: bool = True  # whether the tensors are all there is to know
+
     def __init__(
         self, tensors: dict[str, Tensor], *, unknowns: int, output_size: int, state_size: int, limit: Tensor | None
     ) -> None:
@@ -104,6 +106,7 @@ class _Unknown(Equation):
     Between two such cells lies the mixture of what they do, because their weights are their own affair.
     """
 
+    says_all = False
     mixture: tuple[tuple[float, Cell], ...]
 
     def to(self, dtype: torch.dtype) -> Equation:

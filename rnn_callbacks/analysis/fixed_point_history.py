@@ -14,7 +14,7 @@ from torch import Tensor
 from .fixed_point_continuation import follow
 from .fixed_point_equations import Equation
 from .fixed_point_search import Skeleton, search
-from .fixed_points import MARGINAL, ROUNDED, FixedPoints
+from .fixed_points import MARGINAL, ROUNDED, FixedPoints, Spectra
 
 What = Literal["birth", "death", "stability", "found late"]
 
@@ -94,8 +94,8 @@ def go_on(
     """
     ahead = follow(history.equations, equations, history.inputs, inputs, history.unknown, deadline=deadline)
     skeleton = search(
-        equations, inputs, pools, known=ahead.unknown[ahead.alive], max_starts=max_starts, max_points=max_points,
-        deadline=deadline, seed=seed,
+        equations, inputs, pools, known=ahead.unknown[ahead.alive], spectra=_unchanged(history, equations, inputs),
+        max_starts=max_starts, max_points=max_points, deadline=deadline, seed=seed,
     )  # fmt: skip
     here = unknowns_of(equations, skeleton.points)
     old = np.full(len(here), -1)  # row of the same point at the last look
@@ -140,6 +140,18 @@ def _remember(
 ) -> History:
     unknown = unknowns_of(equations, points)
     return History(list(equations), inputs, unknown, points.unstable, points.eigenvalues, ids, next_id)
+
+
+def _unchanged(history: History, equations: Sequence[Equation], inputs: Tensor) -> Spectra | None:
+    """The known eigenvalues, where neither weights nor input have moved."""
+    if not torch.equal(history.inputs, inputs):
+        return None
+    for old, new in zip(history.equations, equations, strict=True):
+        if old.tensors.keys() != new.tensors.keys() or not old.says_all or not new.says_all:
+            return None
+        if not all(torch.equal(value, new.tensors[name]) for name, value in old.tensors.items()):
+            return None
+    return Spectra(history.unknown, history.eigenvalues)
 
 
 def _assign(found: NDArray[np.int64], here: Tensor, there: Tensor, usable: NDArray[np.bool_]) -> None:

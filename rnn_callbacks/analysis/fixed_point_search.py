@@ -17,6 +17,7 @@ from .fixed_points import (
     ROUNDED,
     SAME,
     FixedPoints,
+    Spectra,
     check_inputs,
     check_starts,
     deadline_in,
@@ -29,19 +30,23 @@ from .newton import COARSE, FINE, late, levenberg_marquardt, newton
 
 FRESH = 16  # visited states tried per round, and as many midpoints between visited states
 PAIRS = 64  # midpoints between found points tried per round
+MANY = 8  # degenerate points: more of them are a sample of a line or plane of fixed points
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """The distinct fixed points of one cell, or of a stack of cells, under one held input."""
+    """The distinct fixed points of one cell, or of a stack of cells, under one held input.
+
+    Where they fill a line or a plane, those on it are left out: see `slow_points.find_continuum`.
+    """
 
     points: FixedPoints
     index_sum: int | None  # over the isolated points; 1 when none is missing, None where no such law holds
     complete: bool  # the sum is 1 and a last round of starts found nothing new: necessary for all points, not proof
     starts: int  # how many were tried
     phantoms: int  # roots refused because no state can be there
-    stopped: str  # why the search ended early: "seconds", "starts", "points", or nothing
+    stopped: str  # why the search ended early: "seconds", "starts", "points", "continuum", or nothing
 
 
 def find_all_fixed_points(
@@ -94,6 +99,7 @@ def search(
     pools: Sequence[Tensor],
     *,
     known: Tensor | None = None,
+    spectra: Spectra | None = None,
     max_starts: int = 1024,
     max_points: int = 256,
     deadline: float | None = None,
@@ -122,9 +128,15 @@ def search(
         if len(below) >= max_points:
             tally.stopped = "points"
             below = below[:max_points]
-    points = describe(equations, inputs, below, torch.ones(len(below), dtype=torch.bool))
+    everywhere = torch.ones(len(below), dtype=torch.bool)
+    points = describe(equations, inputs, below, everywhere, spectra=spectra, deadline=deadline)
+    if not points.converged.all():
+        tally.stopped, points = "seconds", points[points.converged]
+    isolated = not points.degenerate.any()
+    if points.degenerate.sum() > MANY:
+        tally.stopped, points = "continuum", points[~points.degenerate]
     bounded = all(equation.limit is not None for equation in equations)
-    index_sum = int(points.index.sum()) if bounded and not points.degenerate.any() else None
+    index_sum = int(points.index.sum()) if bounded and isolated else None
     complete = index_sum == 1 and not tally.stopped and tally.settled
     return Skeleton(points, index_sum, complete, tally.starts, tally.phantoms, tally.stopped)
 
@@ -151,6 +163,7 @@ class _Layer:
     tally: _Tally
     found: Tensor = field(init=False)
     index_sum: float = 0.0
+    loose: int = 0  # roots at which Newton's step does not exist
 
     def search(self, known: Tensor, max_starts: int, max_points: int) -> Tensor:
         """Roots ``(M, K)``."""
@@ -170,6 +183,8 @@ class _Layer:
             quiet = 0 if fresh or not balanced else quiet + 1
             if len(self.found) >= max_points:
                 self.tally.stopped = "points"
+            elif self.loose > 3 * MANY:
+                self.tally.stopped = "continuum"
             elif late(self.deadline):
                 self.tally.stopped = "seconds"
             elif used >= max_starts and quiet < enough:
@@ -206,7 +221,9 @@ class _Layer:
             self._add(hits)
         if bool(coarse.singular.any()):
             slow = levenberg_marquardt(self.equation, self.drive, starts[coarse.singular], deadline=self.deadline)
+            before = len(self.found)
             self._keep(slow.unknown[slow.converged])
+            self.loose += len(self.found) - before
 
     def _add(self, near: Tensor) -> None:
         fine = newton(self.equation, self.drive, near, FINE, deadline=self.deadline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..cells import Cell
 from .fixed_point_cells import equation_of
 from .fixed_point_equations import Equation
-from .newton import COARSE, FINE, Roots, levenberg_marquardt, newton
+from .newton import CHUNK, COARSE, FINE, Roots, late, levenberg_marquardt, newton
 
 SAME = 1e-5  # largest component of the distance between two roots that count as one
 ROUNDED = 2e-4  # the same for roots found in float32
@@ -83,7 +83,7 @@ class FixedPoints:
         kept = self[np.flatnonzero(self.converged)]
         order = np.argsort(kept.unstable, kind="stable")
         kept = kept[order]
-        return kept[_numpy(distinct(torch.as_tensor(kept.states), tolerance))]
+        return kept[numpy_of(distinct(torch.as_tensor(kept.states), tolerance))]
 
 
 @torch.no_grad()
@@ -142,13 +142,23 @@ def _coarse(equation: Equation, drive: Tensor, starts: Tensor, deadline: float |
     return replace(roots, unknown=roots.unknown.to(starts.dtype), residual=roots.residual.to(starts.dtype))
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Eigenvalues of points that have not changed, so that the dearest part of a look need not be done again."""
+
+    unknown: Tensor  # (M, K)
+    eigenvalues: NDArray[np.complex128]  # (M, D)
+
+
 def describe(
     equations: Sequence[Equation],
     inputs: Tensor,
     unknown: Tensor,
     converged: Tensor,
     *,
-    eigenvalues: NDArray[np.complex128] | None = None,
+    spectra: Spectra | None = None,
+    deadline: float | None = None,
 ) -> FixedPoints:
     """Speed, index and eigenvalues of the states that go with solved unknowns.
 
@@ -157,43 +167,57 @@ def describe(
         inputs: ``(I,)``, of the lowest layer.
         unknown: ``(N, K)``, layer after layer.
         converged: ``(N,)``.
-        eigenvalues: where they are known already.
+        spectra: of some of these points, where they are known already.
+        deadline: points whose eigenvalues are not known by then count as not converged.
     """
     count = len(unknown)
     phantom = torch.zeros(count, dtype=torch.bool)
-    states, speed = [], unknown.new_zeros(count)
-    sign = unknown.new_ones(count)
-    found: list[NDArray[np.complex128]] = []
+    states, speed, sign = [], unknown.new_zeros(count), unknown.new_ones(count)
+    eigenvalues = np.full((count, sum(equation.state_size for equation in equations)), np.nan + 0j)
+    if spectra is not None and len(spectra.unknown):
+        distance, match = torch.cdist(unknown, spectra.unknown, p=torch.inf).min(1)
+        same = numpy_of(distance <= SAME)
+        eigenvalues[same] = spectra.eigenvalues[numpy_of(match)[same]]
+    wanted = converged & torch.as_tensor(np.isnan(eigenvalues).any(1))
+    rows, solved, at = wanted.nonzero()[:, 0], converged.nonzero()[:, 0], 0
     for equation, drive, part in layers(equations, inputs, unknown):
         state = equation.state(drive, part)
         states.append(state)
         speed += (equation.step(drive, state) - state).square().sum(1) / 2
         if equation.limit is not None:
             phantom |= (part.abs() > equation.limit * (1 + BEYOND)).any(1)
-        rows = converged.nonzero()[:, 0]
-        sign[rows] *= index_of(equation, _rows(drive, rows), part[rows])
-        if eigenvalues is None:
-            spectrum = np.full((count, equation.state_size), np.nan + 0j)
-            first, member = _groups(part[rows], SAME) if len(drive) == 1 else _alone(rows)
-            jacobians = equation.jacobian(_rows(drive, rows[first]), state[rows[first]])
-            spectrum[_numpy(rows)] = _numpy(torch.linalg.eigvals(jacobians))[_numpy(member)]
-            found.append(spectrum)
-    if eigenvalues is None:
-        eigenvalues = np.concatenate(found, axis=1)
-        order = np.argsort(-np.abs(eigenvalues), axis=1, kind="stable")
-        eigenvalues = np.take_along_axis(eigenvalues, order, axis=1)
-    accepted = _numpy(converged & ~phantom)
+        sign[solved] *= index_of(equation, _rows(drive, solved), part[solved])
+        first, member = _groups(part[rows], SAME) if len(drive) == 1 else _alone(rows)
+        columns = slice(at, at + equation.state_size)
+        found = _eigenvalues(equation, _rows(drive, rows[first]), state[rows[first]], deadline)
+        eigenvalues[numpy_of(rows), columns] = found[numpy_of(member)]
+        at = columns.stop
+    order = np.argsort(-np.abs(eigenvalues), axis=1, kind="stable")
+    eigenvalues = np.take_along_axis(eigenvalues, order, axis=1)
+    accepted = numpy_of(converged & ~phantom) & ~np.isnan(eigenvalues).any(1)
     isolated = accepted & (np.abs(eigenvalues - 1).min(1, initial=np.inf) > DEGENERATE)
-    eigenvalues = np.where(accepted[:, None], eigenvalues, np.nan + 0j)
     return FixedPoints(
-        inputs=_numpy(inputs),
-        states=_numpy(torch.cat(states, dim=1)),
+        inputs=numpy_of(inputs),
+        states=numpy_of(torch.cat(states, dim=1)),
         converged=accepted,
-        phantom=_numpy(converged & phantom),
-        speed=_numpy(speed),
-        index=np.where(isolated, _numpy(sign).astype(np.int64), 0),
-        eigenvalues=eigenvalues,
+        phantom=numpy_of(converged & phantom),
+        speed=numpy_of(speed),
+        index=np.where(isolated, numpy_of(sign).astype(np.int64), 0),
+        eigenvalues=np.where(accepted[:, None], eigenvalues, np.nan + 0j),
     )
+
+
+def _eigenvalues(equation: Equation, drive: Tensor, states: Tensor, deadline: float | None) -> NDArray[np.complex128]:
+    """Of the full Jacobian at each state, ``(N, D)``, a few at a time; NaN from the deadline on."""
+    found = np.full((len(states), equation.state_size), np.nan + 0j)
+    few = max(1, CHUNK // (8 * equation.state_size**2))
+    for at in range(0, len(states), few):
+        if at and late(deadline):
+            break
+        rows = slice(at, at + few)
+        jacobians = equation.jacobian(drive if len(drive) == 1 else drive[rows], states[rows])
+        found[rows] = numpy_of(torch.linalg.eigvals(jacobians.double()))
+    return found
 
 
 def check_inputs(cell: Cell, inputs: Tensor | None) -> Tensor:
@@ -276,5 +300,7 @@ def _rows(drive: Tensor, rows: Tensor) -> Tensor:
     return drive if len(drive) == 1 else drive[rows]
 
 
-def _numpy(values: Tensor) -> NDArray:  # type: ignore[type-arg]
-    return values.numpy()
+def numpy_of(values: Tensor) -> NDArray[Any]:
+    """The same numbers for numpy."""
+    found: NDArray[Any] = values.numpy()
+    return found

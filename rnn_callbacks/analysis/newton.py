@@ -5,15 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
-from .fixed_point_equations import Equation
-
 CHUNK = 3 * 2**20  # bytes of Jacobians at a time, so that they stay in the cache
 LONGEST_STEP = 0.5  # of sqrt(K); a Newton step from far away may point anywhere
+
+
+class Solvable(Protocol):
+    """K equations for K unknowns, N rows at a time; `drive` belongs to them and is passed through."""
+
+    unknowns: int
+
+    def residual(self, drive: Tensor, unknown: Tensor) -> Tensor:
+        """``(N, K)``."""
+
+    def linearised(self, drive: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
+        """Residual ``(N, K)`` and its Jacobian ``(N, K, K)``."""
 
 
 @final
@@ -43,7 +53,7 @@ class Roots:
 
 
 def newton(
-    equation: Equation, drive: Tensor, starts: Tensor, precision: Precision = FINE, *, deadline: float | None = None
+    equation: Solvable, drive: Tensor, starts: Tensor, precision: Precision = FINE, *, deadline: float | None = None
 ) -> Roots:
     """Newton's method with clipped steps; starts that have converged or left for infinity drop out of the batch.
 
@@ -58,7 +68,7 @@ def newton(
 
 
 def levenberg_marquardt(
-    equation: Equation, drive: Tensor, starts: Tensor, precision: Precision = FINE, *, deadline: float | None = None
+    equation: Solvable, drive: Tensor, starts: Tensor, precision: Precision = FINE, *, deadline: float | None = None
 ) -> Roots:
     """The same where the Jacobian is singular, as on a line of fixed points: least squares with a damped step.
 
@@ -67,11 +77,11 @@ def levenberg_marquardt(
     return _in_chunks(_marquardt, equation, drive, starts, precision, deadline)
 
 
-_Method = Callable[[Equation, Tensor, Tensor, Precision, float | None], Roots]
+_Method = Callable[[Solvable, Tensor, Tensor, Precision, float | None], Roots]
 
 
 def _in_chunks(
-    method: _Method, equation: Equation, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None
+    method: _Method, equation: Solvable, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None
 ) -> Roots:
     rows = max(1, CHUNK // (starts.element_size() * max(1, equation.unknowns) ** 2))
     if len(starts) <= rows:
@@ -91,7 +101,7 @@ def _in_chunks(
     )
 
 
-def _newton(equation: Equation, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None) -> Roots:
+def _newton(equation: Solvable, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None) -> Roots:
     unknown = starts.clone()
     residual = starts.new_full((len(starts),), torch.inf)
     converged = torch.zeros(len(starts), dtype=torch.bool)
@@ -120,7 +130,7 @@ def _newton(equation: Equation, drive: Tensor, starts: Tensor, precision: Precis
 
 
 def _marquardt(
-    equation: Equation, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None
+    equation: Solvable, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None
 ) -> Roots:
     unknown = starts.clone()
     damping = starts.new_full((len(starts),), 1e-3)
