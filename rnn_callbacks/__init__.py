@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .callbacks.fixed_points import FixedPointTracker
     from .callbacks.gates import GateMonitor
 
 __version__ = "0.1.0"
-__all__ = ["GateMonitor"]
+__all__ = ["FixedPointTracker", "GateMonitor"]
 
-_HOMES = {"GateMonitor": ".callbacks.gates"}
+_HOMES = {"FixedPointTracker": ".callbacks.fixed_points", "GateMonitor": ".callbacks.gates"}
 
 
 def __getattr__(name: str) -> object:

@@ -48,13 +48,16 @@ class Equation(ABC):
 
     def to(self, dtype: torch.dtype) -> Equation:
         """The same equation in another precision."""
-        return self if dtype == self.dtype else self._with({name: t.to(dtype) for name, t in self.tensors.items()})
+        return (
+            self if dtype == self.dtype else self.with_tensors({name: t.to(dtype) for name, t in self.tensors.items()})
+        )
 
     def between(self, other: Equation, share: float) -> Equation:
         """The equation with weights that lie a share of the way to those of another."""
-        return self._with({name: torch.lerp(t, other.tensors[name], share) for name, t in self.tensors.items()})
+        return self.with_tensors({name: torch.lerp(t, other.tensors[name], share) for name, t in self.tensors.items()})
 
-    def _with(self, tensors: dict[str, Tensor]) -> Equation:
+    def with_tensors(self, tensors: dict[str, Tensor]) -> Equation:
+        """The same equation with other weights of the same shapes."""
         twin = copy.copy(self)
         twin.tensors = tensors
         if self.limit is not None:

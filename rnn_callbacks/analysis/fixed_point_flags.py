@@ -49,13 +49,15 @@ RULES: dict[str, _Rule] = {
         "in kind, not only in degree. Compare with the loss at this epoch.",
     ),
     "transient": _Rule(
-        0.5,
+        0.75,
         lambda findings: findings.reach.end_distance,
-        "at a sequence's end the state is still {value} of the states' spread away from the nearest attractor: the "
+        "at a sequence's end the state is still {value} the states' spread away from the nearest attractor: the "
         "fixed points are a skeleton of the dynamics, and not where this network lives.",
         unit="{:.2g} times",
     ),
 }
+
+WARNED = ("no_attractor", "explosion", "saturated")  # the others are how most networks are, or grow
 
 
 def check_thresholds(thresholds: Mapping[str, float | None]) -> None:

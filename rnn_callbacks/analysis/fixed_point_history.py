@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Chapter:
 @final
 @dataclass(eq=False)
 class History:
-    """What is remembered from one look to the next; all of it plain tensors, so that a checkpoint can hold it."""
+    """What is remembered from one look to the next."""
 
     equations: list[Equation]
     inputs: Tensor  # (I,)
@@ -57,6 +57,50 @@ class History:
     eigenvalues: NDArray[np.complex128]  # (M, D)
     ids: NDArray[np.int64]  # (M,)
     next_id: int
+
+    def fits(self, equations: Sequence[Equation]) -> bool:
+        """Whether it is about cells of these kinds and sizes."""
+        return [_shape(equation) for equation in self.equations] == [_shape(equation) for equation in equations]
+
+
+def _shape(equation: Equation) -> tuple[object, ...]:
+    sizes = {name: tuple(value.shape) for name, value in equation.tensors.items()}
+    return type(equation), equation.unknowns, equation.state_size, sizes
+
+
+def pack(history: History) -> dict[str, Any]:
+    """A history as plain tensors and numbers, for a checkpoint."""
+    return {
+        "weights": [equation.tensors if equation.says_all else {} for equation in history.equations],
+        "inputs": history.inputs,
+        "unknown": history.unknown,
+        "unstable": torch.as_tensor(history.unstable),
+        "eigenvalues": torch.as_tensor(history.eigenvalues),
+        "ids": torch.as_tensor(history.ids),
+        "next_id": history.next_id,
+    }
+
+
+def unpack(packed: dict[str, Any], equations: Sequence[Equation]) -> History | None:
+    """A history from a checkpoint; None where it is about other cells.
+
+    Args:
+        packed: from `pack`.
+        equations: of the cells now. A cell that says nothing of its weights is taken to have had the same then.
+    """
+    if len(packed["weights"]) != len(equations) or packed["unknown"].shape[1] != sum(e.unknowns for e in equations):
+        return None
+    old = [e.with_tensors(weights) if weights else e for e, weights in zip(equations, packed["weights"], strict=True)]
+    history = History(
+        old,
+        packed["inputs"],
+        packed["unknown"],
+        packed["unstable"].numpy(),
+        packed["eigenvalues"].numpy(),
+        packed["ids"].numpy(),
+        packed["next_id"],
+    )
+    return history if history.fits(equations) else None
 
 
 def begin(equations: Sequence[Equation], inputs: Tensor, skeleton: Skeleton) -> tuple[History, Chapter]:

@@ -13,7 +13,7 @@ from ..cells import Cell
 from ..rebuild import Trace, chunks
 
 MOST_STATES = 512
-MOST_TRAJECTORIES = 24
+MOST_TRAJECTORIES = 16  # in a picture
 
 
 @final

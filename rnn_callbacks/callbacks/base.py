@@ -75,6 +75,7 @@ class EpochCallback(pl.Callback, ABC):
         self._looks = 0
         self._schedule = Schedule(self.every_n_epochs, self.figure_every_n_epochs, self.max_overhead)
         self._guard = Guard(type(self).__name__, f"{self.noun}/failed_looks", self.on_error)
+        self.remember({})
 
     @abstractmethod
     def analyse(self, look: Look) -> Report:
@@ -87,18 +88,31 @@ class EpochCallback(pl.Callback, ABC):
     def check(self, modules: dict[str, nn.Module]) -> None:
         """Refuse settings that cannot be met by these modules, with a ValueError; the default accepts all."""
 
+    def memory(self) -> dict[str, Any]:
+        """What later looks need of earlier ones, kept in checkpoints: tensors, numbers, strings, lists and dicts."""
+        return {}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Take `memory` back from a checkpoint; an empty one when a run begins."""
+
     @property
     def state_key(self) -> str:
         """Tells apart several callbacks of one class that watch different modules."""
         return self._generate_state_key(module=self.module, observe=self.observe)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"looks": self._looks, "failed_looks": self._guard.failures, "said": sorted(self._guard.said)}
+        return {
+            "looks": self._looks,
+            "failed_looks": self._guard.failures,
+            "said": sorted(self._guard.said),
+            "memory": self.memory(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._looks = int(state_dict.get("looks", 0))
         self._guard.failures = int(state_dict.get("failed_looks", 0))
         self._guard.said = set(state_dict.get("said", ()))
+        self.remember(state_dict.get("memory", {}))
 
     # ---- before training -------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from typing import Any, ClassVar, Literal, final
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..report import Histogram, Report
 from ..sinks import Layout
 from .base import EpochCallback, Observe
 from .gate_ablation import HeardBatch, losses_without_gates
+from .importing import function_of
 from .look import Look
 
 Phases = Callable[..., Any]
@@ -236,17 +236,4 @@ def _arrays(statistics: GateStatistics) -> dict[str, NDArray[Any]]:
 
 
 def _resolve(phases: str | Phases | None) -> Phases | None:
-    """The function itself, imported where YAML could only name it."""
-    if phases is None or callable(phases):
-        return phases
-    if not isinstance(phases, str):
-        raise ValueError(f"phases must be a function of a batch or its import path, got {type(phases).__name__}")
-    module, _, name = phases.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"phases: cannot import {phases!r} ({error}); expected 'package.module.function'") from error
-    if not callable(found):
-        raise ValueError(f"phases: {phases!r} is no function but {type(found).__name__}")
-    function: Phases = found
-    return function
+    return None if phases is None else function_of("phases", phases)

@@ -1,0 +1,350 @@
+"""FixedPointTracker: where can the network's state rest, what is stable, and when in training did that come about?"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..analysis.fixed_point_cells import equation_of
+from ..analysis.fixed_point_equations import Equation
+from ..analysis.fixed_point_findings import Findings, examine
+from ..analysis.fixed_point_flags import RULES, WARNED, check_thresholds, find_flags
+from ..analysis.fixed_point_history import History, begin, go_on, pack, unpack
+from ..analysis.fixed_point_search import search
+from ..analysis.flow import Flow
+from ..analysis.landscape import Plane, lay_out, principal_plane
+from ..analysis.visited import Visited, hidden_part, visit
+from ..cells import cells
+from ..figures.fixed_points import Scene, draw_landscape
+from ..report import Report
+from ..sinks import Layout
+from .base import EpochCallback, Observe
+from .contexts import Context, check_sizes, held_input, read_contexts
+from .importing import function_of
+from .look import Look
+
+Labels = Any
+
+
+@final
+class FixedPointTracker(EpochCallback):
+    """Finds the fixed points of every ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` under held inputs, and follows them.
+
+    At every look: all points that can be found, whether they are attractors, saddles or repellers, how fast the state
+    moves around them, and which appeared, vanished or changed since the last look. The points are those of the
+    equations with the weights of that moment; the model itself is not run (except for a context that is a function).
+
+    Args:
+        module: dotted name, or names, of the modules to watch; all recurrent modules by default.
+        contexts: inputs to hold: ``zero`` (the default), ``mean`` (of the inputs that were heard), or a dict of inputs
+            by name: a list of numbers, or a function (or its import path) from a batch to raw inputs, which a copy of
+            the model carries to the recurrent module.
+        labels: a function from a batch to one number per sequence, or its import path, for the colours of the
+            trajectories; by default the targets of an ``(input, target)`` batch, where they are classes.
+        flags: thresholds of the flags; null switches one off.
+        slow_points: look for ghosts too: minima of the speed above zero.
+        basins: look which attractor each visited state flows to, and whether attractors survive small kicks.
+        max_starts: of each search of one layer.
+        max_seconds: what the numbers of one look may take; it says when it stopped early.
+        observe: ``validation`` or ``train``.
+        every_n_epochs: period of looks; by default as often as `max_overhead` allows.
+        figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
+        max_overhead: share of the training time that looking may take, pictures included.
+        max_sequences: sequences whose states serve as starts, the same first ones at every look.
+        on_error: ``warn`` or ``raise``.
+
+    Logged, with ``{module}`` the module's name and ``{context}`` the name of the held input; 0 where there is nothing
+    to measure:
+
+    - `fixed_points/{module}/{context}/attractors`: points at which every direction is stable.
+    - `fixed_points/{module}/{context}/saddles`: points with stable and unstable directions.
+    - `fixed_points/{module}/{context}/repellers`: points at which every direction is unstable.
+    - `fixed_points/{module}/{context}/index_sum`: sum of the points' indices; 1 if none is missing (not relu).
+    - `fixed_points/{module}/{context}/complete`: 1 if the sum is 1 and a last round of starts found nothing new.
+    - `fixed_points/{module}/{context}/largest_modulus`: of all eigenvalues at all points; above 1: unstable.
+    - `fixed_points/{module}/{context}/slowest_timescale`: steps in which the slowest mode of an attractor falls to 1/e.
+    - `fixed_points/{module}/{context}/drift`: mean move of the points since the last look, in units of the spread of
+      the visited states.
+    - `fixed_points/{module}/{context}/births`: points that appeared since the last look.
+    - `fixed_points/{module}/{context}/deaths`: points that vanished since the last look.
+    - `fixed_points/{module}/{context}/stability_changes`: points whose number of unstable directions changed.
+    - `fixed_points/{module}/{context}/found_late`: points that were there at the last look and had been overlooked.
+    - `fixed_points/{module}/{context}/starts`: starts tried.
+    - `fixed_points/{module}/{context}/phantoms`: roots refused because no state can be there.
+    - `fixed_points/{module}/{context}/stopped_early`: 1 if time, starts or room for points ran out.
+    - `fixed_points/{module}/{context}/end_distance`: distance of a sequence's last state from the nearest attractor,
+      median, in units of the spread.
+    - `fixed_points/{module}/{context}/end_speed`: how far that state would move in one step, in units of the spread.
+    - `fixed_points/{module}/{context}/continuum_dimension`: 1 for a line or ring attractor, 2 for a plane.
+    - `fixed_points/{module}/{context}/continuum_extent`: its size in units of the spread.
+    - `fixed_points/{module}/{context}/moving`: share of visited states that never rest, where there is no attractor.
+    - `fixed_points/{module}/{context}/diverging`: share of them that leave for infinity.
+    - `fixed_points/{module}/{context}/period`: steps after which they return, if they do.
+    - `fixed_points/{module}/{context}/ghosts`: minima of the speed that are no fixed points; with `slow_points`.
+    - `fixed_points/{module}/{context}/ghost_speed`: smallest speed q among them.
+    - `fixed_points/{module}/{context}/basin_entropy`: how evenly attractors are used, in bits; with `basins`.
+    - `fixed_points/{module}/{context}/largest_basin`: share of visited states that flow to the most used one.
+    - `fixed_points/{module}/{context}/unresolved`: share of visited states that reach none in 2000 steps.
+    - `fixed_points/{module}/{context}/returned`: share of small kicks after which the state comes back.
+    - `fixed_points/{module}/{context}/flags/{flag}`: 1 when the flag is raised, else 0.
+    - `fixed_points/{module}/rebuild_error`: difference of rebuilt and real hidden states, relative; about 1e-6.
+    - `fixed_points/failed_looks`: looks whose analysis raised, so far.
+    - `fixed_points/seconds`: what the numbers of this look took.
+    - `fixed_points/overhead`: seconds spent looking per second of training, so far.
+    """
+
+    noun: ClassVar[str] = "fixed_points"
+
+    def __init__(
+        self,
+        module: str | list[str] | None = None,
+        contexts: list[str] | dict[str, Any] | None = None,
+        *,
+        labels: Labels = None,
+        flags: dict[str, float | None] | None = None,
+        slow_points: bool = False,
+        basins: bool = False,
+        max_starts: int = 1024,
+        max_seconds: float = 10.0,
+        observe: Observe = "validation",
+        every_n_epochs: int | None = None,
+        figure_every_n_epochs: int | None = None,
+        max_overhead: float = 0.02,
+        max_sequences: int = 64,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        super().__init__(
+            module=module,
+            observe=observe,
+            every_n_epochs=every_n_epochs,
+            figure_every_n_epochs=figure_every_n_epochs,
+            max_overhead=max_overhead,
+            max_sequences=max_sequences,
+            on_error=on_error,
+        )
+        self.contexts = contexts
+        self.labels = labels
+        self.flags = flags
+        self.slow_points = slow_points
+        self.basins = basins
+        self.max_starts = max_starts
+        self.max_seconds = max_seconds
+        self._batch: Any = None
+        self._labels: dict[int, NDArray[np.float64]] = {}
+
+    # ---- what is remembered ----------------------------------------------------------------------------------------
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        self._packed: dict[str, Any] = dict(memory.get("histories", {}))  # of the run that is resumed
+        self._histories: dict[str, History] = {}
+        self._story: dict[str, list[list[float]]] = {key: list(rows) for key, rows in memory.get("story", {}).items()}
+        self._planes: dict[str, Plane] = {}
+
+    def memory(self) -> dict[str, Any]:
+        histories = self._packed | {key: pack(history) for key, history in self._histories.items()}
+        return {"histories": histories, "story": self._story}
+
+    # ---- before training -------------------------------------------------------------------------------------------
+
+    def check(self, modules: dict[str, nn.Module]) -> None:
+        if self.flags is not None and not isinstance(self.flags, dict):
+            raise ValueError(f"flags must be a dict of thresholds by name, got {self.flags!r}")
+        check_thresholds(self.flags or {})
+        for name in ("max_starts", "max_seconds"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        if self.labels is not None:
+            function_of("labels", self.labels)
+        two_ways = [name for name, module in modules.items() if any(cell.place.reverse for cell in cells(module))]
+        if two_ways:
+            words = (
+                f"{', '.join(two_ways)} is bidirectional: its forward cells read the past and its reverse cells the "
+                "future, so it has no state that goes on by itself and no fixed points as a whole. One direction can "
+                "be searched alone: rnn_callbacks.analysis.fixed_point_search.find_all_fixed_points(cell, states) with "
+                "a cell of rnn_callbacks.cells.cells(module)."
+            )
+            if self.module is not None or len(two_ways) == len(modules):
+                raise ValueError(words)
+            self._guard.say("bidirectional", f"FixedPointTracker leaves out {words}")
+        check_sizes(
+            read_contexts(self.contexts), {name: module for name, module in modules.items() if name not in two_ways}
+        )
+
+    # ---- listening -------------------------------------------------------------------------------------------------
+
+    def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if number == 0:
+            self._labels.clear()
+            self._batch = batch if any(map(callable, read_contexts(self.contexts).values())) else None
+        found = _targets(batch) if self.labels is None else function_of("labels", self.labels)(batch)
+        if found is not None:
+            self._labels[number] = torch.as_tensor(found).detach().double().cpu().flatten().numpy()
+
+    # ---- looking ---------------------------------------------------------------------------------------------------
+
+    def analyse(self, look: Look) -> Report:
+        end = time.perf_counter() + self.max_seconds
+        contexts = read_contexts(self.contexts)
+        scalars: dict[str, float] = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        texts: dict[str, str] = {}
+        figures = {}
+        left = len(look.tapes) * len(contexts)
+        for name in look.tapes:
+            visited = self._visit(look, name)
+            if visited is None:
+                left -= len(contexts)
+                continue
+            scalars[f"fixed_points/{name}/rebuild_error"] = visited.rebuild_error
+            equations = [equation_of(cell) for cell in visited.cells]
+            if not self._trust(name, visited, equations):
+                left -= len(contexts)
+                continue
+            for context, given in contexts.items():
+                where, now = f"fixed_points/{name}/{context}", time.perf_counter()
+                with self._guard:
+                    inputs = self._hold(look, name, context, given, visited)
+                    deadline = now + max(end - now, 0.0) / left
+                    findings = self._find(f"{name}/{context}", look, equations, inputs, visited, deadline)
+                    scalars |= {f"{where}/{key}": value for key, value in findings.scalars().items()}
+                    arrays |= {f"{where}/{key}": value for key, value in findings.arrays().items()}
+                    self._tell(where, findings, scalars, texts)
+                    scene = partial(
+                        self._scene, f"{name}/{context}", Flow(tuple(equations), inputs), findings, visited,
+                        self._colours(visited),
+                    )  # fmt: skip
+                    title = f"{name}, {context} input held: epoch {look.epoch}"
+                    figures[where] = partial(draw_landscape, scene, title=title)
+                left -= 1
+        return Report(scalars, arrays, {}, texts, figures)
+
+    def _visit(self, look: Look, name: str) -> Visited | None:
+        traces = look.cells(name)
+        if any(of_cell[0].cell.place.reverse for of_cell in traces.values()):
+            return None  # said before training
+        try:
+            return visit(traces)
+        except ValueError as error:
+            self._guard.say(f"unvisited {name}", f"FixedPointTracker: {name} is left out for now, because {error}.")
+            return None
+
+    def _trust(self, name: str, visited: Visited, equations: list[Equation]) -> bool:
+        if not all(bool(t.isfinite().all()) for equation in equations for t in equation.tensors.values()):
+            self._guard.say(
+                f"nonfinite {name}",
+                f"FixedPointTracker: the weights of {name} hold NaN or infinite values, so it has no fixed points to "
+                "find. Look at the loss, the learning rate and half precision.",
+            )
+            return False
+        if visited.rebuild_error > visited.tolerance:
+            self._guard.say(
+                f"refused {name}",
+                f"FixedPointTracker: {name} is left out, because its hidden states cannot be rebuilt from its weights "
+                f"(they differ by {visited.rebuild_error:.2g}, rounding explains {visited.tolerance:.0e}). Usual "
+                "reasons: weights that changed while it was being heard, a forward method of its own, or dropout "
+                "between layers on an accelerator (listen to validation instead).",
+            )
+            return False
+        return True
+
+    def _hold(self, look: Look, name: str, context: str, given: Context, visited: Visited) -> Tensor:
+        try:
+            inputs = held_input(given, visited, look.pl_module, name, self._batch)
+        except Exception as error:
+            raise RuntimeError(f"context {context!r} could not be made") from error
+        if inputs.shape != visited.mean_input.shape or not bool(inputs.isfinite().all()):
+            raise ValueError(f"context {context!r} must hold {len(visited.mean_input)} finite numbers for {name}")
+        return inputs
+
+    def _find(
+        self, key: str, look: Look, equations: list[Equation], inputs: Tensor, visited: Visited, deadline: float
+    ) -> Findings:
+        pools = [s[:, : e.unknowns].to(e.dtype) for s, e in zip(visited.per_cell, equations, strict=True)]
+        if key in self._packed:
+            resumed = unpack(self._packed.pop(key), equations)
+            if resumed is not None:
+                self._histories[key] = resumed
+        options = {"max_starts": int(self.max_starts), "deadline": deadline, "seed": look.epoch}
+        before = self._histories.get(key)
+        if before is None or not before.fits(equations):
+            after, chapter = begin(equations, inputs, search(equations, inputs, pools, **options))  # type: ignore[arg-type]
+        else:
+            after, chapter = go_on(before, equations, inputs, pools, **options)  # type: ignore[arg-type]
+        findings = examine(
+            equations, inputs, visited, chapter, ghosts=self.slow_points, basins=self.basins, deadline=deadline
+        )
+        self._histories[key] = after
+        kinds = chapter.skeleton.points.kind
+        counts = [float((kinds == kind).sum()) for kind in ("attractor", "saddle", "repeller")]
+        born, dead = chapter.count("birth"), chapter.count("death")
+        self._story.setdefault(key, []).append([float(look.epoch), *counts, float(born), float(dead)])
+        return findings
+
+    def _tell(self, where: str, findings: Findings, scalars: dict[str, float], texts: dict[str, str]) -> None:
+        place = where.removeprefix("fixed_points/")
+        skeleton = findings.chapter.skeleton
+        if findings.chapter.events:
+            texts[f"{where}/events"] = "\n".join(f"- {event.words}" for event in findings.chapter.events)
+        if skeleton.stopped in ("seconds", "starts", "points"):
+            self._guard.say(
+                f"stopped {where}",
+                f"{place}: the search for fixed points stopped early (out of {skeleton.stopped}) with "
+                f"{len(skeleton.points)} found; there may be more. Raise max_seconds or max_starts.",
+            )
+        for flag in find_flags(findings, self.flags):
+            scalars[f"{where}/flags/{flag.name}"] = float(flag.raised)
+            if flag.raised:
+                texts[f"{where}/flags/{flag.name}"] = f"**{flag.name}** in `{place}`: {flag.meaning}"
+                if flag.name in WARNED:
+                    self._guard.say(f"{where} {flag.name}", f"{place}, flag {flag.name}: {flag.meaning}")
+
+    def _colours(self, visited: Visited) -> NDArray[np.float64] | None:
+        """One label for each trajectory, where all have one."""
+        found = [
+            self._labels[batch][row] if batch in self._labels and row < len(self._labels[batch]) else np.nan
+            for batch, row in visited.sequences
+        ]
+        return np.array(found) if found and np.isfinite(found).all() else None
+
+    def _scene(
+        self, key: str, flow: Flow, findings: Findings, visited: Visited, labels: NDArray[np.float64] | None
+    ) -> Scene:
+        plane = principal_plane(hidden_part(visited.cells, visited.states), self._planes.get(key))
+        self._planes[key] = plane
+        landscape = lay_out(flow, findings.chapter.skeleton.points, plane, visited.trajectories, findings.continuum)
+        return Scene(findings, landscape, labels, np.array(self._story[key]))
+
+    def layout(self) -> Layout:
+        def chart(*patterns: str) -> list[Any]:
+            return ["Multiline", [rf"^fixed_points/.*/{pattern}$" for pattern in patterns]]
+
+        return {
+            "Fixed points": {
+                "attractors": chart("attractors"),
+                "saddles and repellers": chart("saddles", "repellers"),
+                "appeared and vanished since the last look": chart("births", "deaths"),
+                "slowest mode of an attractor, in time steps": chart("slowest_timescale"),
+                "largest modulus of an eigenvalue": chart("largest_modulus"),
+                "distance of a sequence's end from an attractor": chart("end_distance"),
+                "drift of the points": chart("drift"),
+                "are all found (index sum 1)": chart("complete"),
+                "flags raised": chart("flags/(" + "|".join(RULES) + ")"),
+                "time spent looking, share of training": ["Multiline", [r"^fixed_points/overhead$"]],
+            }
+        }
+
+
+def _targets(batch: Any) -> Tensor | None:
+    """The classes of an ``(input, target)`` batch, one for each sequence."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
+        targets = batch[1]
+        if targets.dim() == 1 and not targets.is_floating_point() and not targets.is_complex():
+            return targets
+    return None
