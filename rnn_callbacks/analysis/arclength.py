@@ -20,7 +20,7 @@ from .newton import late
 Stage = Callable[[float], tuple[Sequence[Equation], Tensor]]  # equations and held input at a share of the way
 
 FIRST, LONGEST, SHORTEST = 0.02, 0.3, 1e-5  # steps along the curve
-MOST_STEPS = 300
+MOST_STEPS = 100
 STRAIGHT = 0.85  # cosine between tangents of successive steps; a sharper turn may be another curve
 DIFFERENCE = 1e-6
 SOLVED = 1e-9  # distance of the last correction

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .arclength import follow_curve
 from .fixed_point_equations import Equation
-from .fixed_points import BEYOND, SAME, index_of, layers
-from .newton import FINE, late, newton
+from .fixed_points import SAME, index_of, layers
+from .newton import NEARBY, late, newton
 
 NEAR = 0.35  # of the distance to the nearest other point: a longer move may have ended on that one
 DEEPEST = 4  # halvings of the way from old to new weights, before a point is followed along its own curve
@@ -138,15 +138,13 @@ class _Way:
         return here, arrived
 
     def _solve(self, share: float, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Newton from where the points were, layer after layer; which ones hold a root inside the box."""
+        """Newton from where the points were, layer after layer, and which ones ended on a root."""
         below, at = self._inputs(share)[None], 0
         parts, solved = [], torch.ones(len(starts), dtype=torch.bool)
         for equation in self._equations(share):
             start = starts[:, at : at + equation.unknowns]
-            roots = newton(equation, equation.drive_of(below), start, FINE, deadline=self.deadline)
+            roots = newton(equation, equation.drive_of(below), start, NEARBY, deadline=self.deadline)
             solved &= roots.converged
-            if equation.limit is not None:
-                solved &= (roots.unknown.abs() <= equation.limit * (1 + BEYOND)).all(1)
             parts.append(roots.unknown)
             below, at = roots.unknown[:, : equation.output_size], at + equation.unknowns
         return torch.cat(parts, dim=1), solved

@@ -13,7 +13,7 @@ from ..cells import Cell
 from .fixed_point_cells import equation_of
 from .fixed_point_equations import Equation
 from .fixed_points import (
-    BEYOND,
+    CREEPING,
     ROUNDED,
     SAME,
     FixedPoints,
@@ -26,10 +26,11 @@ from .fixed_points import (
     index_of,
     require_finite,
 )
-from .newton import COARSE, FINE, late, levenberg_marquardt, newton
+from .newton import COARSE, FINE, LONGEST_STEP, SHORTER_STEP, late, levenberg_marquardt, newton
 
 FRESH = 16  # visited states tried per round, and as many midpoints between visited states
 PAIRS = 64  # midpoints between found points tried per round
+FRUITLESS = 6  # rounds in a row without anything new, after which a search is given up as incomplete
 MANY = 8  # degenerate points: more of them are a sample of a line or plane of fixed points
 
 
@@ -45,7 +46,7 @@ class Skeleton:
     index_sum: int | None  # over the isolated points; 1 when none is missing, None where no such law holds
     complete: bool  # the sum is 1 and a last round of starts found nothing new: necessary for all points, not proof
     starts: int  # how many were tried
-    phantoms: int  # roots refused because no state can be there
+    phantoms: int  # starts refused though their state hardly moves: closed gates hold it, and there is no root
     stopped: str  # why the search ended early: "seconds", "starts", "points", "continuum", or nothing
 
 
@@ -171,23 +172,24 @@ class _Layer:
         if len(known):
             self._add(known)
         order = torch.randperm(len(self.pool), generator=self.generator)
-        used = quiet = rounds = 0
+        used = quiet = fruitless = rounds = 0
         enough = 1 if self.equation.limit is not None else 2  # rounds without anything new; more where no law helps
         while quiet < enough:
             starts = self._starts(order, rounds)
             before = len(self.found)
-            self._try(starts)
+            self._try(starts, (LONGEST_STEP, SHORTER_STEP)[rounds % 2])  # each finds what the other misses
             rounds, used = rounds + 1, used + len(starts)
             fresh = len(self.found) > before
             balanced = self.equation.limit is None or self.index_sum == 1
             quiet = 0 if fresh or not balanced else quiet + 1
+            fruitless = 0 if fresh else fruitless + 1
             if len(self.found) >= max_points:
                 self.tally.stopped = "points"
             elif self.loose > 3 * MANY:
                 self.tally.stopped = "continuum"
             elif late(self.deadline):
                 self.tally.stopped = "seconds"
-            elif used >= max_starts and quiet < enough:
+            elif quiet < enough and (used >= max_starts or fruitless >= FRUITLESS):
                 self.tally.stopped = "starts"
             else:
                 continue
@@ -210,15 +212,21 @@ class _Layer:
         pairs = pairs[:, pairs[0] != pairs[1]]
         return (states[pairs[0]] + states[pairs[1]]) / 2
 
-    def _try(self, starts: Tensor) -> None:
+    def _try(self, starts: Tensor, longest: float) -> None:
         quick = self.equation.to(torch.float32)
-        coarse = newton(quick, self.drive.to(quick.dtype), starts.to(quick.dtype), COARSE, deadline=self.deadline)
+        drive = self.drive.to(quick.dtype)
+        coarse = newton(quick, drive, starts.to(quick.dtype), COARSE, longest=longest, deadline=self.deadline)
         hits = coarse.unknown[coarse.converged].to(self.pool.dtype)
         hits = hits[distinct(hits, ROUNDED)]
         if len(self.found) and len(hits):
             hits = hits[torch.cdist(hits, self.found, p=torch.inf).amin(1) > ROUNDED]
         if len(hits):
             self._add(hits)
+        astray = coarse.unknown[~coarse.converged]
+        if len(astray):
+            state = quick.state(drive, astray)
+            speed = (quick.step(drive, state) - state).square().sum(1) / 2
+            self.tally.phantoms += int((speed <= CREEPING).sum())
         if bool(coarse.singular.any()):
             slow = levenberg_marquardt(self.equation, self.drive, starts[coarse.singular], deadline=self.deadline)
             before = len(self.found)
@@ -230,11 +238,6 @@ class _Layer:
         self._keep(fine.unknown[fine.converged])
 
     def _keep(self, roots: Tensor) -> None:
-        limit = self.equation.limit
-        if limit is not None:
-            inside = (roots.abs() <= limit * (1 + BEYOND)).all(1)
-            self.tally.phantoms += int((~inside).sum())
-            roots = roots[inside]
         both = torch.cat([self.found, roots])
         both = both[distinct(both, SAME)]
         new = both[len(self.found) :]

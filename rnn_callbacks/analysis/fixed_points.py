@@ -19,7 +19,7 @@ from .newton import CHUNK, COARSE, FINE, Roots, late, levenberg_marquardt, newto
 
 SAME = 1e-5  # largest component of the distance between two roots that count as one
 ROUNDED = 2e-4  # the same for roots found in float32
-BEYOND = 1e-6  # how far outside the reachable box rounding may put a root
+CREEPING = 1e-12  # speed q below which other finders call a state fixed; FixedPointFinder's tolerance
 MARGINAL = 1e-7  # a modulus this close to 1 is neither stable nor unstable
 DEGENERATE = 1e-6  # an eigenvalue this close to 1: the point is not isolated, or about to be born or to die
 
@@ -32,7 +32,7 @@ class FixedPoints:
     inputs: NDArray[np.float64]  # (I,), held
     states: NDArray[np.float64]  # (N, D): the hidden state, then an LSTM's memory; layer after layer in a stack
     converged: NDArray[np.bool_]  # (N,)
-    phantom: NDArray[np.bool_]  # (N,), roots of the equation where no state can be; not counted as converged
+    phantom: NDArray[np.bool_]  # (N,), not converged though q is tiny: closed gates hold any state, without a root
     speed: NDArray[np.float64]  # (N,), q = |F(x, s) - s|^2 / 2
     index: NDArray[np.int64]  # (N,), sign det(I - J): 1 or -1; 0 where degenerate or not converged
     eigenvalues: NDArray[np.complex128]  # (N, D) of dF/ds, largest modulus first; NaN where not converged
@@ -171,7 +171,6 @@ def describe(
         deadline: points whose eigenvalues are not known by then count as not converged.
     """
     count = len(unknown)
-    phantom = torch.zeros(count, dtype=torch.bool)
     states, speed, sign = [], unknown.new_zeros(count), unknown.new_ones(count)
     eigenvalues = np.full((count, sum(equation.state_size for equation in equations)), np.nan + 0j)
     if spectra is not None and len(spectra.unknown):
@@ -184,8 +183,6 @@ def describe(
         state = equation.state(drive, part)
         states.append(state)
         speed += (equation.step(drive, state) - state).square().sum(1) / 2
-        if equation.limit is not None:
-            phantom |= (part.abs() > equation.limit * (1 + BEYOND)).any(1)
         sign[solved] *= index_of(equation, _rows(drive, solved), part[solved])
         first, member = _groups(part[rows], SAME) if len(drive) == 1 else _alone(rows)
         columns = slice(at, at + equation.state_size)
@@ -194,13 +191,13 @@ def describe(
         at = columns.stop
     order = np.argsort(-np.abs(eigenvalues), axis=1, kind="stable")
     eigenvalues = np.take_along_axis(eigenvalues, order, axis=1)
-    accepted = numpy_of(converged & ~phantom) & ~np.isnan(eigenvalues).any(1)
+    accepted = numpy_of(converged) & ~np.isnan(eigenvalues).any(1)
     isolated = accepted & (np.abs(eigenvalues - 1).min(1, initial=np.inf) > DEGENERATE)
     return FixedPoints(
         inputs=numpy_of(inputs),
         states=numpy_of(torch.cat(states, dim=1)),
         converged=accepted,
-        phantom=numpy_of(converged & phantom),
+        phantom=numpy_of(~converged & (speed <= CREEPING)),
         speed=numpy_of(speed),
         index=np.where(isolated, numpy_of(sign).astype(np.int64), 0),
         eigenvalues=np.where(accepted[:, None], eigenvalues, np.nan + 0j),

@@ -22,6 +22,7 @@ RELEASED = 128  # visited states that are let go
 SAMPLED = 12  # settled states whose eigenvalues are looked at
 GHOST_DISTANCE = 0.1  # of the spread: ghosts closer than that are one
 CYCLE_STEPS = 400
+CIRCLING = 32  # visited states that are let go for it
 RETURN = 0.05  # of a cycle's width: how near a state must come back
 
 
@@ -134,6 +135,8 @@ def find_ghosts(
 class _Speed:
     """``F(x, s) - s`` of the whole state, for the solver."""
 
+    limit: Tensor | None = None
+
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.unknowns = flow.state_size
@@ -168,7 +171,7 @@ def find_cycle(flow: Flow, visited: Tensor, spread: float, *, deadline: float | 
         spread: of the visited hidden states.
         deadline: `time.perf_counter` at which to stop.
     """
-    states, path = visited[:: max(1, len(visited) // RELEASED)], []
+    states, path = visited[:: max(1, len(visited) // CIRCLING)], []
     for step in range(CYCLE_STEPS):
         states = flow.step(states)
         if step >= CYCLE_STEPS // 2:

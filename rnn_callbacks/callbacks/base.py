@@ -18,7 +18,7 @@ from .. import sinks
 from ..capture import Recorder
 from ..report import Report
 from ..tape import Tape
-from .guard import Guard, check_choice, check_share, check_whole_number, find_modules, undisturbed_rng
+from .guard import Guard, check_choice, check_share, check_whole_number, find_modules, on_host, undisturbed_rng
 from .look import Look, logging_step
 from .schedule import Schedule
 
@@ -171,7 +171,7 @@ class EpochCallback(pl.Callback, ABC):
         if remark:
             self._guard.say("unheard", f"{title} cannot listen to every recurrent module.{remark}")
         try:
-            with torch.device("cpu"):
+            with on_host():
                 self.check(self._modules)
         except ValueError as error:
             raise MisconfigurationException(f"{title}: {error}") from error
@@ -289,8 +289,7 @@ class EpochCallback(pl.Callback, ABC):
         epoch, step = self._heard_at
         report = Report({})
         self._fresh = False
-        # Recordings lie on the host, whatever device the user made the default.
-        with self._guard, undisturbed_rng(), torch.no_grad(), torch.device("cpu"):
+        with self._guard, undisturbed_rng(), torch.no_grad(), on_host():
             report = self.analyse(self._what_was_heard(trainer, pl_module, epoch, step))
         self._looks += 1
         seconds = time.perf_counter() - begin

@@ -76,7 +76,7 @@ class FixedPointTracker(EpochCallback):
     - `fixed_points/{module}/{context}/stability_changes`: points whose number of unstable directions changed.
     - `fixed_points/{module}/{context}/found_late`: points that were there at the last look and had been overlooked.
     - `fixed_points/{module}/{context}/starts`: starts tried.
-    - `fixed_points/{module}/{context}/phantoms`: roots refused because no state can be there.
+    - `fixed_points/{module}/{context}/phantoms`: starts that ended where closed gates hold any state; no fixed points.
     - `fixed_points/{module}/{context}/stopped_early`: 1 if time, starts or room for points ran out.
     - `fixed_points/{module}/{context}/end_distance`: distance of a sequence's last state from the nearest attractor,
       median, in units of the spread.

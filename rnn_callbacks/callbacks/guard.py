@@ -6,7 +6,7 @@ import random
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import final
 
@@ -36,6 +36,14 @@ def undisturbed_rng() -> Iterator[None]:
         torch.set_rng_state(torch_state)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def on_host() -> AbstractContextManager[object]:
+    """New tensors lie on the host, as recordings do, whatever device the user made the default.
+
+    Nothing is done where that is so anyway, for torch would ask a Python function at every operation.
+    """
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 @final
