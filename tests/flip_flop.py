@@ -4,24 +4,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-BITS = 3
+from examples.flip_flop import BITS, flip_flop
+
 BATCH = 64
 STEPS = 24
 UPDATES = 25  # per epoch
 LAYERS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
-
-
-def flip_flop(sequences, steps, generator, *, pulse=0.2):
-    """Inputs and targets, each (B, T, 3): pulses of +-1 with that chance per step and bit, and each bit's last pulse.
-
-    All bits are set at the first step.
-    """
-    shape = (sequences, steps, BITS)
-    signs = torch.randint(0, 2, shape, generator=generator) * 2.0 - 1
-    pulsed = torch.rand(shape, generator=generator) < pulse
-    pulsed[:, 0] = True
-    latest = torch.where(pulsed, torch.arange(steps).view(1, -1, 1), 0).cummax(dim=1).values
-    return signs * pulsed, signs.gather(1, latest)
 
 
 class FlipFlop(nn.Module):

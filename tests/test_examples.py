@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import digits
+from examples import digits, flip_flop
 from rnn_callbacks.report import load
 
 ROOT = Path(__file__).parent.parent
@@ -36,3 +36,13 @@ def test_digits_runs_from_its_yaml(tmp_path, monkeypatch):
     report = load(str(path)).report
     assert report.scalars["gates/reader.l0/flags/update_mean_below"] == 0
     assert "gates/reader.l0/update/phase_eta_squared" in report.scalars
+
+
+def test_flip_flop_finds_what_is_known(tmp_path, capsys):
+    trainer = flip_flop.main(["--epochs", "16", "--logs", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert re.search(r"epoch +\d+: .*appeared", said)
+    assert re.search(r"found +8 +12 +6 +1\n", said)
+    assert "=> as known" in said
+    assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
+    assert len(list(Path(trainer.log_dir, "rnn_callbacks", "fixed_points", "figures").glob("*.png"))) == 16

@@ -1,5 +1,6 @@
 """Every block of code in the README is run, in order, as a reader would paste them."""
 
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import rnn_callbacks
+from rnn_callbacks.analysis import fixed_point_flags, gate_flags
 
 from .models import FEATURES, STEPS, UNITS, Classifier, loader
 
@@ -32,7 +34,10 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys, recwarn):
             exec(compile(code, f"README block {number}", "exec"), names)
     assert isinstance(names["trainer"], pl.Trainer)
     assert "gates/encoder.rnn.l0/update/mean" in names["trainer"].callback_metrics
-    assert "encoder.rnn l0 {'reset/mean': 0." in capsys.readouterr().out
+    assert "fixed_points/encoder.rnn/zero/attractors" in names["trainer"].callback_metrics
+    said = capsys.readouterr().out
+    assert "encoder.rnn l0 {'reset/mean': 0." in said
+    assert re.search(r"^\d+ \[.*'attractor'.* 1 True$", said, re.MULTILINE)
 
     # The cell and the callback that the last blocks define do what they say, in a run.
     model = Classifier()
@@ -66,20 +71,39 @@ def test_links_and_pictures_exist():
         assert (ROOT / target).exists(), target
 
 
-def test_the_tag_table_names_every_documented_tag():
-    tags = re.findall(r"^\s*- `([^`]+)`:", rnn_callbacks.GateMonitor.__doc__, re.MULTILINE)
-    table = README[README.index("## What is logged") :]
+every_callback = pytest.mark.parametrize("name", rnn_callbacks.__all__)
+
+
+def section(name):
+    """What the README says of one callback."""
+    begin = README.index(f"\n## {name}\n")
+    return README[begin : README.index("\n## ", begin + 1)]
+
+
+@every_callback
+def test_the_tag_table_names_every_documented_tag(name):
+    tags = re.findall(r"^\s*- `([^`]+)`:", getattr(rnn_callbacks, name).__doc__, re.MULTILINE)
+    table = section(name)
     for tag in tags:
         tag = tag.replace("{candidate}/phase", "{gate}/phase")  # one row for both
         stem, _, last = tag.rpartition("/")
-        assert tag in table or (stem in table and f"`/{last}`" in table), tag
+        assert f"`{tag}`" in table or (f"`{stem}/" in table and f"`/{last}`" in table), tag
 
 
-def test_the_settings_table_names_every_setting_and_its_default():
-    import inspect
+@every_callback
+def test_the_settings_tables_name_every_setting_and_its_default(name):
+    parameters = inspect.signature(getattr(rnn_callbacks, name)).parameters
+    common = README[README.index("| setting |") : README.index("\n## ", README.index("| setting |"))]
+    assert set(parameters) <= set(re.findall(r"`(\w+)`", common + section(name)))
+    for setting in ("max_overhead", "max_sequences"):
+        assert re.search(rf"^\| `{setting}` .*\| {parameters[setting].default} \|$", common, re.MULTILINE)
+    for setting in ("max_starts", "max_seconds"):
+        if setting in parameters:
+            assert f"{parameters[setting].default:g}" in section(name)
 
-    parameters = inspect.signature(rnn_callbacks.GateMonitor).parameters
-    table = README[README.index("| setting |") : README.index("Everything can be said in YAML")]
-    assert set(parameters) <= set(re.findall(r"`(\w+)`", table))
-    for name in ("max_overhead", "max_sequences"):
-        assert re.search(rf"^\| `{name}` .*\| {parameters[name].default} \|$", table, re.MULTILINE)
+
+@every_callback
+def test_every_flag_is_in_the_table(name):
+    module = {"GateMonitor": gate_flags, "FixedPointTracker": fixed_point_flags}[name]
+    for flag in module.RULES:
+        assert f"| `{flag}` |" in section(name)

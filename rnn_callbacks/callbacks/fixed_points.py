@@ -22,6 +22,7 @@ from ..analysis.landscape import Plane, lay_out, principal_plane
 from ..analysis.visited import Visited, hidden_part, visit
 from ..cells import cells
 from ..figures.fixed_points import Scene, draw_landscape
+from ..rebuild import Trace
 from ..report import Report
 from ..sinks import Layout
 from .base import EpochCallback, Observe
@@ -198,13 +199,12 @@ class FixedPointTracker(EpochCallback):
         figures = {}
         left = len(look.tapes) * len(contexts)
         for name in look.tapes:
-            visited = self._visit(look, name)
-            if visited is None:
-                left -= len(contexts)
-                continue
-            scalars[f"fixed_points/{name}/rebuild_error"] = visited.rebuild_error
-            equations = [equation_of(cell) for cell in visited.cells]
-            if not self._trust(name, visited, equations):
+            traces = look.cells(name)
+            equations = [equation_of(of_cell[0].cell) for of_cell in traces.values()]
+            visited = self._visit(name, traces, equations)
+            if visited is not None:
+                scalars[f"fixed_points/{name}/rebuild_error"] = visited.rebuild_error
+            if visited is None or not self._trust(name, visited):
                 left -= len(contexts)
                 continue
             for context, given in contexts.items():
@@ -225,24 +225,23 @@ class FixedPointTracker(EpochCallback):
                 left -= 1
         return Report(scalars, arrays, {}, texts, figures)
 
-    def _visit(self, look: Look, name: str) -> Visited | None:
-        traces = look.cells(name)
+    def _visit(self, name: str, traces: dict[str, list[Trace]], equations: list[Equation]) -> Visited | None:
         if any(of_cell[0].cell.place.reverse for of_cell in traces.values()):
             return None  # said before training
-        try:
-            return visit(traces)
-        except ValueError as error:
-            self._guard.say(f"unvisited {name}", f"FixedPointTracker: {name} is left out for now, because {error}.")
-            return None
-
-    def _trust(self, name: str, visited: Visited, equations: list[Equation]) -> bool:
         if not all(bool(t.isfinite().all()) for equation in equations for t in equation.tensors.values()):
             self._guard.say(
                 f"nonfinite {name}",
                 f"FixedPointTracker: the weights of {name} hold NaN or infinite values, so it has no fixed points to "
                 "find. Look at the loss, the learning rate and half precision.",
             )
-            return False
+            return None
+        try:
+            return visit(traces)
+        except ValueError as error:
+            self._guard.say(f"unvisited {name}", f"FixedPointTracker: {name} is left out for now, because {error}.")
+            return None
+
+    def _trust(self, name: str, visited: Visited) -> bool:
         if visited.rebuild_error > visited.tolerance:
             self._guard.say(
                 f"refused {name}",
