@@ -31,6 +31,7 @@ class Equation(ABC):
     """
 
     says_all: bool = True  # whether the tensors are all there is to know
+    exact: bool = True  # whether float64 can be had
 
     def __init__(
         self, tensors: dict[str, Tensor], *, unknowns: int, output_size: int, state_size: int, limit: Tensor | None
@@ -79,6 +80,10 @@ class Equation(ABC):
     def linearised(self, drive: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
         """``g``, ``(N, K)``, and its Jacobian ``dg/dk``, ``(N, K, K)``."""
 
+    def resolved(self, drive: Tensor, unknown: Tensor) -> Tensor:
+        """Whether a root is a fixed point of the whole state too, as far as rounding lets one tell, ``(N,)``."""
+        return torch.ones(len(unknown), dtype=torch.bool)
+
     @abstractmethod
     def state(self, drive: Tensor, unknown: Tensor) -> Tensor:
         """The whole state ``(N, D)`` that goes with the unknowns at a fixed point."""
@@ -123,7 +128,7 @@ class _Unknown(Equation):
         return twin
 
     def drive_of(self, inputs: Tensor) -> Tensor:
-        return inputs.to(self.dtype)
+        return inputs.double()
 
     def residual(self, drive: Tensor, unknown: Tensor) -> Tensor:
         return self.step(drive, unknown) - unknown
@@ -136,8 +141,9 @@ class _Unknown(Equation):
         return unknown
 
     def step(self, drive: Tensor, state: Tensor) -> Tensor:
-        drive = drive.expand(len(state), -1)
-        steps = [weight * cell.step(drive, state) for weight, cell in self.mixture]
+        precision = torch.float64 if self.exact else torch.float32
+        drive, state = drive.expand(len(state), -1).to(precision), state.to(precision)
+        steps = [weight * cell.step(drive, state).double() for weight, cell in self.mixture]
         return torch.stack(steps).sum(0)
 
     def jacobian(self, drive: Tensor, state: Tensor) -> Tensor:
@@ -148,7 +154,7 @@ class _Unknown(Equation):
 
     def _derivative(self, drive: Tensor, state: Tensor, *, by: int) -> tuple[Tensor, Tensor]:
         """One step and its derivative by the input (0) or the state (1)."""
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             leaves = [t.detach().clone().requires_grad_() for t in (drive.expand(len(state), -1), state)]
             after = self.step(*leaves)
             rows = [
@@ -159,24 +165,31 @@ class _Unknown(Equation):
         return after.detach(), torch.stack([blank if row is None else row for row in rows], dim=1)
 
 
+@torch.no_grad()
 def unknown_equation(cell: Cell) -> Equation:
-    """The equation of a cell that only says how it steps, in float64 where its weights can be had in it."""
-    for dtype, candidate in ((torch.float64, _in_double(cell)), (torch.float32, cell)):
-        found = _Unknown(
-            {"ih": torch.zeros(0, dtype=dtype)},
-            unknowns=cell.state_size,
-            output_size=cell.output_size,
-            state_size=cell.state_size,
-            limit=None,
-        )
-        found.mixture = ((1.0, candidate),)
+    """The equation of a cell that only says how it steps, in float64 where its weights can be had in it.
+
+    Raises:
+        ValueError: when its step from a state of zeros is not finite.
+    """
+    start = torch.zeros(1, cell.input_size), torch.zeros(1, cell.state_size)
+    with torch.inference_mode(False):
+        double = _in_double(cell)
         try:
-            found.step(torch.zeros(1, cell.input_size, dtype=dtype), torch.zeros(1, cell.state_size, dtype=dtype))
-        except RuntimeError:  # weights of another dtype
-            if dtype == torch.float32:
-                raise
-            continue
-        break
+            after, exact = double.step(start[0].double(), start[1].double()), True
+        except RuntimeError:  # weights of another dtype, out of reach
+            after, exact = cell.step(*start), False
+    if not bool(after.isfinite().all()):
+        raise ValueError(f"a step of {type(cell).__name__} from zeros must be finite, got NaN or infinity")
+    found = _Unknown(
+        {"ih": torch.zeros(0, dtype=torch.float64)},
+        unknowns=cell.state_size,
+        output_size=cell.output_size,
+        state_size=cell.state_size,
+        limit=None,
+    )
+    found.exact = exact
+    found.mixture = ((1.0, double if exact else cell),)
     return found
 
 
@@ -190,9 +203,9 @@ def _in_double(cell: Cell) -> Cell:
 
 def _doubled(value: object) -> object:
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
+        return value.detach().to(torch.float64, copy=True) if value.is_floating_point() else value
     if isinstance(value, nn.Module):
-        return copy.deepcopy(value).double()
+        return copy.deepcopy(value).double().requires_grad_(False)
     if isinstance(value, dict):
         return {key: _doubled(item) for key, item in value.items()}
     if type(value) is list or type(value) is tuple:

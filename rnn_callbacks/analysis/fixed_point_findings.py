@@ -19,7 +19,7 @@ from .slow_points import NEAR_ONE, Continuum, Ghosts, Motion, find_continuum, fi
 from .visited import Visited
 
 LONGEST = 1e6  # time steps; a timescale beyond that is reported as this
-AT_THE_END = 0.99  # |h| of a saturated unit
+AT_THE_END = 0.99  # of the largest |h| there can be: a saturated unit
 GHOST_STARTS = 64
 
 
@@ -30,7 +30,7 @@ class Findings:
 
     chapter: Chapter
     spread: float  # of the visited hidden states
-    saturated: float  # share of units with |h| > 0.99, of the attractor that has most of them; 0 without a bound
+    saturated: float  # share of units with |h| within 1 % of their limit, in the attractor that has most of them
     reach: Reach
     continuum: Continuum | None
     motion: Motion | None  # looked at where there is no attractor
@@ -139,13 +139,14 @@ def examine(
     if not len(attractors) and continuum is None:
         motion = find_cycle(flow, visited.states, spread, deadline=deadline)
     resting = attractors if continuum is None else torch.cat([attractors, torch.as_tensor(continuum.states)])
-    bounded = all(equation.limit is not None for equation in equations)
-    hidden = flow.hidden(attractors).abs()
+    limits = [equation.limit for equation in equations if equation.limit is not None]
+    bounded = len(limits) == len(equations) and len(attractors) > 0
+    ends = flow.hidden(attractors).abs() > AT_THE_END * torch.cat(limits) if bounded else None
     few = visited.states[:: max(1, len(visited.states) // GHOST_STARTS)]
     return Findings(
         chapter=chapter,
         spread=spread,
-        saturated=float((hidden > AT_THE_END).double().mean(1).max()) if bounded and len(hidden) else 0.0,
+        saturated=0.0 if ends is None else float(ends.double().mean(1).max()),
         reach=measure_reach(flow, visited.ends, resting, spread),
         continuum=continuum,
         motion=motion,

@@ -15,6 +15,7 @@ from .fixed_point_continuation import follow
 from .fixed_point_equations import Equation
 from .fixed_point_search import Skeleton, search
 from .fixed_points import MARGINAL, ROUNDED, FixedPoints, Spectra
+from .newton import late as out_of_time
 
 What = Literal["birth", "death", "stability", "found late"]
 
@@ -36,7 +37,7 @@ class Chapter:
     """One look at the fixed points of one module under one held input, with their identities."""
 
     skeleton: Skeleton
-    ids: NDArray[np.int64]  # (M,), the same number for the same point at every look
+    ids: NDArray[np.int64]  # (M,), the same number for the same point at every look; -1 where time ran out
     events: tuple[Event, ...]
     moved: NDArray[np.float64]  # (M,), distance to where the point was at the last look; NaN for newcomers
 
@@ -144,6 +145,10 @@ def go_on(
     here = unknowns_of(equations, skeleton.points)
     old = np.full(len(here), -1)  # row of the same point at the last look
     _assign(old, here, ahead.unknown, ahead.alive.numpy())
+    if skeleton.stopped == "seconds" or out_of_time(deadline):
+        # What was not looked at has not vanished: the story waits for a whole look.
+        ids = np.where(old >= 0, history.ids[old] if len(history.ids) else -1, -1)
+        return history, Chapter(skeleton, ids, (), np.full(len(here), np.nan))
     late: list[int] = []
     newcomers = np.flatnonzero(old < 0)
     if len(newcomers):
@@ -165,7 +170,8 @@ def go_on(
     moved = np.full(len(here), np.nan)
     same = np.flatnonzero(old >= 0)
     moved[same] = (here[same] - history.unknown[old[same]]).norm(dim=1).numpy()
-    events = _events(history, skeleton.points, ids, old, set(late))
+    gone = np.setdiff1d(np.flatnonzero(~ahead.alive.numpy()), old)  # those that a full search left out live on
+    events = _events(history, skeleton.points, ids, old, set(late), gone)
     remembered = _remember(equations, inputs, skeleton.points, ids, history.next_id + len(fresh))
     return remembered, Chapter(skeleton, ids, events, moved)
 
@@ -210,7 +216,12 @@ def _assign(found: NDArray[np.int64], here: Tensor, there: Tensor, usable: NDArr
 
 
 def _events(
-    history: History, points: FixedPoints, ids: NDArray[np.int64], old: NDArray[np.int64], late: set[int]
+    history: History,
+    points: FixedPoints,
+    ids: NDArray[np.int64],
+    old: NDArray[np.int64],
+    late: set[int],
+    gone: NDArray[np.int64],
 ) -> tuple[Event, ...]:
     found: list[Event] = []
     fresh = np.flatnonzero(old < 0)
@@ -221,7 +232,6 @@ def _events(
         rows = sorted(late)
         words = f"{_listed(points, rows)} had been overlooked before"
         found.append(Event("found late", _numbers(ids[rows]), "", words))
-    gone = np.setdiff1d(np.arange(len(history.ids)), old[old >= 0])
     if len(gone):
         words = f"{len(gone)} point{'s' if len(gone) > 1 else ''} vanished"
         found.append(Event("death", _numbers(history.ids[gone]), "+1", words))
@@ -250,8 +260,15 @@ def _listed(points: FixedPoints, rows: Sequence[int]) -> str:
 
 
 def _crossing(old: NDArray[np.complex128], new: NDArray[np.complex128], before: int, after: int) -> str:
-    """Where the eigenvalues passed the unit circle, judged by those that are now on the other side."""
-    crossed = new[before:after] if after > before else old[after:before]
-    if len(crossed) >= 2 and (np.abs(crossed.imag) > MARGINAL).any():
-        return "complex pair"
-    return "+1" if crossed[0].real > 0 else "-1"
+    """Where eigenvalues passed the unit circle, judged by how many of each sort are outside."""
+    plus, minus, turning = ((_outside(new) - _outside(old)) * (1 if after > before else -1)).tolist()
+    if plus % 2 or minus % 2:
+        return "+1" if plus % 2 else "-1"
+    return max(("complex pair", turning), ("+1", plus), ("-1", minus), key=lambda sort: sort[1])[0]
+
+
+def _outside(eigenvalues: NDArray[np.complex128]) -> NDArray[np.int64]:
+    """How many lie outside the unit circle: real and positive, real and negative, complex."""
+    outside = eigenvalues[np.abs(eigenvalues) > 1 + MARGINAL]
+    real = np.abs(outside.imag) <= MARGINAL
+    return np.array([(real & (outside.real > 0)).sum(), (real & (outside.real < 0)).sum(), (~real).sum()])

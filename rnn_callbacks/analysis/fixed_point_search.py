@@ -20,17 +20,20 @@ from .fixed_points import (
     Spectra,
     check_inputs,
     check_starts,
+    damped,
     deadline_in,
     describe,
     distinct,
     index_of,
     require_finite,
 )
-from .newton import COARSE, FINE, LONGEST_STEP, SHORTER_STEP, late, levenberg_marquardt, newton
+from .newton import COARSE, FINE, LONGEST_STEP, SHORTER_STEP, late, newton
 
-FRESH = 16  # visited states tried per round, and as many midpoints between visited states
+FRESH = 16  # visited states tried per round, as many midpoints between visited states, and places anywhere in the box
 PAIRS = 64  # midpoints between found points tried per round
 FRUITLESS = 6  # rounds in a row without anything new, after which a search is given up as incomplete
+BLURRED = 1e-3  # distance between roots at which Newton's step does not exist that count as one
+TRUSTED = 24  # starts in a row that must converge without anything new before a search is done
 MANY = 8  # degenerate points: more of them are a sample of a line or plane of fixed points
 
 
@@ -50,6 +53,7 @@ class Skeleton:
     stopped: str  # why the search ended early: "seconds", "starts", "points", "continuum", or nothing
 
 
+@torch.no_grad()
 def find_all_fixed_points(
     cells: Cell | Sequence[Cell],
     visited: Tensor | Sequence[Tensor],
@@ -79,14 +83,21 @@ def find_all_fixed_points(
         seed: of the choice of starts.
 
     Raises:
-        ValueError: as `find_fixed_points`.
+        ValueError: as `find_fixed_points`, and for cells that read backwards or do not belong together.
     """
     stack = [cells] if isinstance(cells, Cell) else list(cells)
     seen = [visited] if isinstance(visited, Tensor) else list(visited)
+    if not stack or any(cell.place.reverse for cell in stack):
+        raise ValueError("cells must be one or more cells of one direction, forward, from the lowest layer up")
     if len(stack) != len(seen):
         raise ValueError(f"visited must hold one tensor for each of {len(stack)} cells, got {len(seen)}")
     equations = [equation_of(cell) for cell in stack]
     held = check_inputs(stack[0], inputs)
+    if known is not None:
+        size = sum(equation.unknowns for equation in equations)
+        if known.dim() != 2 or known.shape[1] != size:
+            raise ValueError(f"known must be (M, {size}), got shape {tuple(known.shape)}")
+        known = known.detach().double()
     pools = [check_starts(*parts) for parts in zip(stack, seen, equations, strict=True)]
     return search(
         equations, held, pools, known=known, max_starts=max_starts, max_points=max_points,
@@ -122,6 +133,8 @@ def search(
             drive = equation.drive_of(source[None])
             require_finite(equation, drive, pools[level])
             here = known[(known[:, :at] - row).abs().amax(1) <= ROUNDED] if at else known
+            if sum(map(len, found)) >= max_points:
+                break
             run = _Layer(equation, drive, pools[level], generator, deadline, tally)
             roots = run.search(here[:, at : at + equation.unknowns], max_starts, max_points)
             found.append(torch.cat([row.expand(len(roots), -1), roots], dim=1))
@@ -164,6 +177,7 @@ class _Layer:
     tally: _Tally
     found: Tensor = field(init=False)
     index_sum: float = 0.0
+    hits: int = 0  # starts of the last round that converged
     loose: int = 0  # roots at which Newton's step does not exist
 
     def search(self, known: Tensor, max_starts: int, max_points: int) -> Tensor:
@@ -173,15 +187,16 @@ class _Layer:
             self._add(known)
         order = torch.randperm(len(self.pool), generator=self.generator)
         used = quiet = fruitless = rounds = 0
-        enough = 1 if self.equation.limit is not None else 2  # rounds without anything new; more where no law helps
-        while quiet < enough:
+        scant = len(distinct(self.pool[:64], BLURRED)) < FRESH  # little to start from, so many more are asked
+        enough = 10 * TRUSTED if scant else TRUSTED
+        lawless = self.equation.limit is None
+        while quiet < enough and not (lawless and fruitless >= 2):
             starts = self._starts(order, rounds)
             before = len(self.found)
             self._try(starts, (LONGEST_STEP, SHORTER_STEP)[rounds % 2])  # each finds what the other misses
             rounds, used = rounds + 1, used + len(starts)
             fresh = len(self.found) > before
-            balanced = self.equation.limit is None or self.index_sum == 1
-            quiet = 0 if fresh or not balanced else quiet + 1
+            quiet = 0 if fresh or not (lawless or self.index_sum == 1) else quiet + self.hits
             fruitless = 0 if fresh else fruitless + 1
             if len(self.found) >= max_points:
                 self.tally.stopped = "points"
@@ -203,7 +218,11 @@ class _Layer:
         if rounds * FRESH >= len(order):  # seen before: go beside it
             noise = torch.randn(visited.shape, generator=self.generator, dtype=visited.dtype)
             visited = visited + 0.3 * noise * self.pool.std(0, correction=0).clamp(min=0.1)
-        return torch.cat([visited, self._midpoints(self.pool, FRESH), self._midpoints(self.found, PAIRS)])
+        parts = [visited, self._midpoints(self.pool, FRESH), self._midpoints(self.found, PAIRS)]
+        if self.equation.limit is not None:  # what was visited may lie all on one side
+            places = torch.rand(FRESH, self.equation.unknowns, generator=self.generator, dtype=visited.dtype)
+            parts.append(self.equation.limit * (2 * places - 1))
+        return torch.cat(parts)
 
     def _midpoints(self, states: Tensor, count: int) -> Tensor:
         if len(states) < 2:
@@ -227,17 +246,26 @@ class _Layer:
             state = quick.state(drive, astray)
             speed = (quick.step(drive, state) - state).square().sum(1) / 2
             self.tally.phantoms += int((speed <= CREEPING).sum())
-        if bool(coarse.singular.any()):
-            slow = levenberg_marquardt(self.equation, self.drive, starts[coarse.singular], deadline=self.deadline)
+        self.hits = int(coarse.converged.sum())
+        # Without a box a root may lie beyond the reach of clipped steps.
+        lost = coarse.singular if self.equation.limit is not None else ~coarse.converged
+        if bool(lost.any()):
+            slow = damped(self.equation, self.drive, starts[lost], deadline=self.deadline)
+            roots = slow.unknown[slow.converged]
+            roots = roots[distinct(roots, BLURRED)]  # where a pair is about to part, a small residual says little
+            if len(self.found) and len(roots):
+                roots = roots[torch.cdist(roots, self.found, p=torch.inf).amin(1) > BLURRED]
             before = len(self.found)
-            self._keep(slow.unknown[slow.converged])
+            self._keep(roots)
             self.loose += len(self.found) - before
+            self.hits += int(slow.converged.sum())
 
     def _add(self, near: Tensor) -> None:
         fine = newton(self.equation, self.drive, near, FINE, deadline=self.deadline)
         self._keep(fine.unknown[fine.converged])
 
     def _keep(self, roots: Tensor) -> None:
+        roots = roots[self.equation.resolved(self.drive, roots)]
         both = torch.cat([self.found, roots])
         both = both[distinct(both, SAME)]
         new = both[len(self.found) :]

@@ -15,11 +15,13 @@ from torch import Tensor
 from ..cells import Cell
 from .fixed_point_cells import equation_of
 from .fixed_point_equations import Equation
-from .newton import CHUNK, COARSE, FINE, Roots, late, levenberg_marquardt, newton
+from .newton import CHUNK, COARSE, FINE, NEARBY, Roots, late, levenberg_marquardt, newton
 
 SAME = 1e-5  # largest component of the distance between two roots that count as one
 ROUNDED = 2e-4  # the same for roots found in float32
 CREEPING = 1e-12  # speed q below which other finders call a state fixed; FixedPointFinder's tolerance
+BLOCK = 512  # rows compared with each other at a time
+ALONG = 1e-3  # relative move from a root to a root that is no improvement of it
 MARGINAL = 1e-7  # a modulus this close to 1 is neither stable nor unstable
 DEGENERATE = 1e-6  # an eigenvalue this close to 1: the point is not isolated, or about to be born or to die
 
@@ -62,7 +64,7 @@ class FixedPoints:
     def timescales(self) -> NDArray[np.float64]:
         """Time steps in which each mode falls to 1/e, -1 / ln|eigenvalue|, ``(N, D)``; negative where it grows."""
         with np.errstate(divide="ignore"):
-            found: NDArray[np.float64] = -1.0 / np.log(np.abs(self.eigenvalues))
+            found: NDArray[np.float64] = 1.0 / (0.0 - np.log(np.abs(self.eigenvalues)))
         return found
 
     @property
@@ -79,7 +81,7 @@ class FixedPoints:
         return found
 
     def unique(self, tolerance: float = SAME) -> FixedPoints:
-        """The distinct converged points, slowest last; two are one when no component differs by more."""
+        """The distinct converged points, attractors first; two are one when no component differs by more."""
         kept = self[np.flatnonzero(self.converged)]
         order = np.argsort(kept.unstable, kind="stable")
         kept = kept[order]
@@ -131,9 +133,23 @@ def solve(equation: Equation, drive: Tensor, starts: Tensor, *, deadline: float 
         converged[hits] = fine.converged[member]
     lost = (~converged).nonzero()[:, 0]
     if len(lost):
-        slow = levenberg_marquardt(equation, _rows(drive, lost), starts[lost], FINE, deadline=deadline)
+        slow = damped(equation, _rows(drive, lost), starts[lost], deadline=deadline)
         unknown[lost], residual[lost], converged[lost] = slow.unknown, slow.residual, slow.converged
+    converged &= equation.resolved(drive, unknown)
     return Roots(unknown, residual, converged, ~converged, coarse.iterations)
+
+
+def damped(equation: Equation, drive: Tensor, starts: Tensor, *, deadline: float | None = None) -> Roots:
+    """Levenberg-Marquardt, and Newton's last step to full precision where there is one."""
+    slow = levenberg_marquardt(equation, drive, starts, FINE, deadline=deadline)
+    rows = slow.converged.nonzero()[:, 0]
+    if len(rows):
+        sharp = newton(equation, _rows(drive, rows), slow.unknown[rows], NEARBY, deadline=deadline)
+        moved = (sharp.unknown - slow.unknown[rows]).norm(dim=1) / slow.unknown[rows].norm(dim=1).clamp(min=1.0)
+        near = sharp.converged & (moved < ALONG)  # on a line of roots Newton's step leads along it
+        slow.unknown[rows[near]] = sharp.unknown[near]
+        slow.residual[rows[near]] = sharp.residual[near]
+    return slow
 
 
 def _coarse(equation: Equation, drive: Tensor, starts: Tensor, deadline: float | None) -> Roots:
@@ -192,7 +208,10 @@ def describe(
     order = np.argsort(-np.abs(eigenvalues), axis=1, kind="stable")
     eigenvalues = np.take_along_axis(eigenvalues, order, axis=1)
     accepted = numpy_of(converged) & ~np.isnan(eigenvalues).any(1)
-    isolated = accepted & (np.abs(eigenvalues - 1).min(1, initial=np.inf) > DEGENERATE)
+    doubtful = torch.as_tensor(accepted & (np.abs(eigenvalues - 1).min(1, initial=np.inf) <= DEGENERATE))
+    isolated = accepted & ~numpy_of(doubtful)
+    if doubtful.any():  # a mode that is slow because its gate holds is no sign of other points nearby
+        isolated |= numpy_of(doubtful & _regular(equations, inputs, unknown))
     return FixedPoints(
         inputs=numpy_of(inputs),
         states=numpy_of(torch.cat(states, dim=1)),
@@ -202,6 +221,15 @@ def describe(
         index=np.where(isolated, numpy_of(sign).astype(np.int64), 0),
         eigenvalues=np.where(accepted[:, None], eigenvalues, np.nan + 0j),
     )
+
+
+def _regular(equations: Sequence[Equation], inputs: Tensor, unknown: Tensor) -> Tensor:
+    """Whether the reduced Jacobian is far from singular in every layer, ``(N,)``."""
+    found = torch.ones(len(unknown), dtype=torch.bool)
+    for equation, drive, part in layers(equations, inputs, unknown):
+        sizes = torch.linalg.svdvals(equation.linearised(drive, part)[1])
+        found &= sizes[:, -1] > DEGENERATE
+    return found
 
 
 def _eigenvalues(equation: Equation, drive: Tensor, states: Tensor, deadline: float | None) -> NDArray[np.complex128]:
@@ -279,13 +307,25 @@ def _groups(unknown: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """First row of every group of equal rows, and for each row the number of its group."""
     if not len(unknown):
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    kept: list[Tensor] = []
+    for at in range(0, len(unknown), BLOCK):
+        rows = torch.arange(at, min(at + BLOCK, len(unknown)))
+        if kept:
+            rows = rows[torch.cdist(unknown[rows], unknown[torch.cat(kept)], p=torch.inf).amin(1) > tolerance]
+        kept.append(rows[_leaders(unknown[rows], tolerance)])
+    first = torch.cat(kept)
+    member = [torch.cdist(part, unknown[first], p=torch.inf).argmin(1) for part in torch.split(unknown, BLOCK)]
+    return first, torch.cat(member)
+
+
+def _leaders(unknown: Tensor, tolerance: float) -> Tensor:
+    """Rows of a block that no earlier kept row is equal to."""
     near = torch.cdist(unknown, unknown, p=torch.inf) <= tolerance
     near.diagonal().fill_(True)  # also of rows that are not finite
     kept = near.to(torch.uint8).argmax(1) == torch.arange(len(unknown))
     while len(left := (~near[:, kept].any(1)).nonzero()):  # near to rows only that are near to others
         kept[left[0]] = True
-    first = kept.nonzero()[:, 0]
-    return first, near[:, first].to(torch.uint8).argmax(1)
+    return kept.nonzero()[:, 0]
 
 
 def _alone(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, final
 
@@ -20,6 +20,7 @@ class Solvable(Protocol):
     """K equations for K unknowns, N rows at a time; `drive` belongs to them and is passed through."""
 
     unknowns: int
+    exact: bool  # whether float64 can be had
     limit: Tensor | None  # (K,), no root is larger; None where there is no bound
 
     def residual(self, drive: Tensor, unknown: Tensor) -> Tensor:
@@ -34,11 +35,12 @@ class Solvable(Protocol):
 class Precision:
     """When a root counts as found, in one floating-point type."""
 
-    residual: float  # largest component of g
+    residual: float  # largest component of g, relative to the largest unknown where that is above 1
     step: float  # largest component of the last step: a small residual with a long step is no root
     iterations: int
 
 
+STALLED = 0.9  # at a root, steps that do not shrink run along a line of roots
 FINE = Precision(residual=1e-11, step=1e-7, iterations=60)
 NEARBY = Precision(residual=1e-11, step=1e-7, iterations=10)  # from a root of almost the same equation
 COARSE = Precision(residual=2e-5, step=1e-3, iterations=40)  # float32 rounds residuals to about 1e-6
@@ -94,6 +96,12 @@ _Method = Callable[[Solvable, Tensor, Tensor, Precision, float | None], Roots]
 def _in_chunks(
     method: _Method, equation: Solvable, drive: Tensor, starts: Tensor, precision: Precision, deadline: float | None
 ) -> Roots:
+    if not equation.exact:
+        precision = replace(
+            precision,
+            residual=max(precision.residual, COARSE.residual),
+            step=max(precision.step, COARSE.step),
+        )
     rows = max(1, CHUNK // (starts.element_size() * max(1, equation.unknowns) ** 2))
     if len(starts) <= rows:
         return method(equation, drive, starts, precision, deadline)
@@ -121,6 +129,7 @@ def _newton(
     singular = torch.zeros(len(starts), dtype=torch.bool)
     active = torch.arange(len(starts))
     longest *= equation.unknowns**0.5
+    before = starts.new_full((len(starts),), torch.inf)  # length of the last step
     iteration = 0
     while len(active) and iteration < precision.iterations and not late(deadline):
         iteration += 1
@@ -128,7 +137,7 @@ def _newton(
         away, slope = equation.linearised(held, here)
         step = -torch.linalg.solve_ex(slope, away)[0]
         length = step.norm(dim=1)
-        size = away.abs().amax(1)
+        size = _relative(away, here)
         step *= (longest / length.clamp(min=longest))[:, None]
         there = here + step
         if equation.limit is not None:
@@ -136,10 +145,13 @@ def _newton(
         sound = length.isfinite()
         unknown[active[sound]] = there[sound]
         residual[active] = size
-        done = sound & (size <= precision.residual) & (step.abs().amax(1) <= precision.step)
+        rooted = size <= precision.residual
+        done = sound & rooted & (step.abs().amax(1) <= precision.step)
+        stalled = ~done & rooted & (length > STALLED * before[active])
+        before[active] = torch.where(rooted, length, torch.inf)
         converged[active[done]] = True
-        singular[active[~sound & size.isfinite()]] = True
-        active = active[sound & ~done]
+        singular[active[(~sound & size.isfinite()) | stalled]] = True
+        active = active[sound & ~done & ~stalled]
     singular |= ~converged & (residual <= precision.residual)
     return Roots(unknown, residual, converged, singular, iteration)
 
@@ -149,7 +161,7 @@ def _marquardt(
 ) -> Roots:
     unknown = starts.clone()
     damping = starts.new_full((len(starts),), 1e-3)
-    residual = equation.residual(_of_rows(drive, torch.arange(len(starts))), starts).abs().amax(1)
+    residual = _relative(equation.residual(_of_rows(drive, torch.arange(len(starts))), starts), starts)
     converged = residual <= precision.residual
     active = torch.arange(len(starts))[~converged & residual.isfinite()]
     iteration = 0
@@ -164,12 +176,17 @@ def _marquardt(
         after = equation.residual(held, there)
         better = after.square().sum(1) < away.square().sum(1)
         unknown[active[better]] = there[better]
-        residual[active[better]] = after[better].abs().amax(1)
+        residual[active[better]] = _relative(after[better], there[better])
         damping[active] *= torch.where(better, 0.1, 8.0).to(damping.dtype)
         converged[active] = residual[active] <= precision.residual
         stuck = damping[active] > 1e8  # a minimum of |g| that is no root
         active = active[~converged[active] & ~stuck]
     return Roots(unknown, residual, converged, ~converged, iteration)
+
+
+def _relative(residual: Tensor, unknown: Tensor) -> Tensor:
+    """Largest component, in units of the largest unknown where that is above 1."""
+    return residual.abs().amax(1) / unknown.abs().amax(1).clamp(min=1.0)
 
 
 def _of_rows(drive: Tensor, rows: Tensor) -> Tensor:

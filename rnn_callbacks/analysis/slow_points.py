@@ -136,6 +136,7 @@ class _Speed:
     """``F(x, s) - s`` of the whole state, for the solver."""
 
     limit: Tensor | None = None
+    exact = True
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
