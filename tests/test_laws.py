@@ -40,7 +40,7 @@ every_callback = pytest.mark.parametrize("callback", CALLBACKS, ids=lambda c: c.
 # Settings that do not fit every family or every kind of batch.
 LEFT_OUT = {
     "GateMonitor": {"rnn": {"flags", "ablate"}, "lstm": {"flags"}, "any": {"flags"}, "train": {"ablate"}},
-    "FixedPointTracker": {"train": {"contexts"}},
+    "FixedPointTracker": {},
 }
 REFUSED = {"FixedPointTracker": {"packed bidirectional": "is bidirectional"}}
 

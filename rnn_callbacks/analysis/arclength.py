@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .fixed_point_equations import Equation
-from .fixed_points import layers
+from .fixed_point_result import layers
 from .newton import late
 
 Stage = Callable[[float], tuple[Sequence[Equation], Tensor]]  # equations and held input at a share of the way

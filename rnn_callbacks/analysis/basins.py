@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .fixed_points import FixedPoints
+from .fixed_point_result import FixedPoints
 from .flow import Flow
 from .newton import late
 
@@ -53,7 +53,7 @@ def measure_reach(flow: Flow, ends: Tensor, attractors: Tensor, spread: float) -
 class Basins:
     """Where visited states end when the input is held."""
 
-    attractor: NDArray[np.int64]  # (S,), row of the attractor each state flows to; -1 where none was reached
+    attractor: NDArray[np.int64]  # (S,), row of the attractor each state flows to; -1 where none was reached in time
     shares: NDArray[np.float64]  # (A,), share of the states per attractor, in [0, 1]
 
     @property
@@ -112,7 +112,7 @@ def return_rates(
         points: all fixed points.
         spread: of the visited hidden states.
         seed: of the directions.
-        deadline: `time.perf_counter` at which to stop.
+        deadline: `time.perf_counter` at which to stop; NaN for attractors that were not tried by then.
     """
     states = torch.as_tensor(points.states)
     hidden = flow.hidden(states)
@@ -131,6 +131,9 @@ def return_rates(
             kicked = flow.step(kicked)
             if late(deadline):
                 break
+        if late(deadline):
+            rates.append(np.nan)
+            continue
         rates.append(float(((flow.hidden(kicked) - hidden[row]).norm(dim=1) <= size / 2).double().mean()))
     return np.array(rates)
 

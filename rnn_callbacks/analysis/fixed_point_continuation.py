@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .arclength import follow_curve
+from .distinct import SAME
 from .fixed_point_equations import Equation
-from .fixed_points import SAME, index_of, layers
+from .fixed_point_result import index_of, layers
 from .newton import NEARBY, late, newton
 
 NEAR = 0.35  # of the distance to the nearest other point: a longer move may have ended on that one
@@ -63,10 +64,6 @@ def follow(
     start = _Stand(unknown, way.index_at(0.0, unknown))
     end, alive = way.advance(start, torch.full((len(unknown),), torch.inf, dtype=unknown.dtype), 0.0, 1.0, 0)
     arrived = torch.where(alive[:, None], end.unknown, unknown)
-    # Two that arrive at one place: the one that moved less is believed.
-    moved = (arrived - unknown).norm(dim=1)
-    near = torch.cdist(arrived, arrived, p=torch.inf) <= SAME
-    alive &= ~(near & alive & alive[:, None] & (moved < moved[:, None])).any(1)
     if around_folds:
         _follow_lost(way, unknown, arrived, alive)
     return Followed(torch.where(alive[:, None], arrived, unknown), alive, way.index_at(1.0, arrived))

@@ -79,7 +79,8 @@ class Findings:
                 "unresolved": self.basins.unresolved,
             }
         if self.returns is not None:
-            found["returned"] = self.returns.mean() if len(self.returns) else 0.0
+            tried = self.returns[np.isfinite(self.returns)]
+            found["returned"] = tried.mean() if len(tried) else 0.0
         return {name: float(value) for name, value in found.items()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -96,7 +97,7 @@ class Findings:
         if self.basins is not None:
             found["basin_shares"] = self.basins.shares
         if self.returns is not None:
-            found["returned"] = self.returns
+            found["returned"] = np.nan_to_num(self.returns, nan=-1.0)  # files hold no NaN; -1: not tried
         return found
 
 
@@ -135,7 +136,7 @@ def examine(
     continuum, motion = None, None
     slow = bool((np.abs(points.eigenvalues - 1) < NEAR_ONE).any()) or chapter.skeleton.stopped == "continuum"
     if slow:
-        continuum = find_continuum(flow, visited.states, spread)
+        continuum = find_continuum(flow, visited.states, spread, deadline=deadline)
     if not len(attractors) and continuum is None:
         motion = find_cycle(flow, visited.states, spread, deadline=deadline)
     resting = attractors if continuum is None else torch.cat([attractors, torch.as_tensor(continuum.states)])

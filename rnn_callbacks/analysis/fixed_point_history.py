@@ -4,31 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .distinct import ROUNDED
 from .fixed_point_continuation import follow
 from .fixed_point_equations import Equation
+from .fixed_point_events import Event, What, tell
+from .fixed_point_result import FixedPoints, Spectra
 from .fixed_point_search import Skeleton, search
-from .fixed_points import MARGINAL, ROUNDED, FixedPoints, Spectra
 from .newton import late as out_of_time
-
-What = Literal["birth", "death", "stability", "found late"]
-
-
-@final
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to fixed points between two looks."""
-
-    what: What
-    ids: tuple[int, ...]
-    crossing: str  # how an eigenvalue passed the unit circle: "+1", "-1", "complex pair"; empty where unknown
-    words: str
 
 
 @final
@@ -171,7 +160,7 @@ def go_on(
     same = np.flatnonzero(old >= 0)
     moved[same] = (here[same] - history.unknown[old[same]]).norm(dim=1).numpy()
     gone = np.setdiff1d(np.flatnonzero(~ahead.alive.numpy()), old)  # those that a full search left out live on
-    events = _events(history, skeleton.points, ids, old, set(late), gone)
+    events = tell(history.ids, history.unstable, history.eigenvalues, skeleton.points, ids, old, set(late), gone)
     remembered = _remember(equations, inputs, skeleton.points, ids, history.next_id + len(fresh))
     return remembered, Chapter(skeleton, ids, events, moved)
 
@@ -213,62 +202,3 @@ def _assign(found: NDArray[np.int64], here: Tensor, there: Tensor, usable: NDArr
     nearest = distances.argmin(1)
     equal = distances[np.arange(len(here)), nearest] <= ROUNDED
     found[equal] = nearest[equal]
-
-
-def _events(
-    history: History,
-    points: FixedPoints,
-    ids: NDArray[np.int64],
-    old: NDArray[np.int64],
-    late: set[int],
-    gone: NDArray[np.int64],
-) -> tuple[Event, ...]:
-    found: list[Event] = []
-    fresh = np.flatnonzero(old < 0)
-    born = [int(row) for row in fresh if int(row) not in late]
-    if born:
-        found.append(Event("birth", _numbers(ids[born]), "+1", f"{_listed(points, born)} appeared"))
-    if late:
-        rows = sorted(late)
-        words = f"{_listed(points, rows)} had been overlooked before"
-        found.append(Event("found late", _numbers(ids[rows]), "", words))
-    if len(gone):
-        words = f"{len(gone)} point{'s' if len(gone) > 1 else ''} vanished"
-        found.append(Event("death", _numbers(history.ids[gone]), "+1", words))
-    for row in np.flatnonzero(old >= 0):
-        before, after = int(history.unstable[old[row]]), int(points.unstable[row])
-        if before != after:
-            crossing = _crossing(history.eigenvalues[old[row]], points.eigenvalues[row], before, after)
-            how = {
-                "+1": "through +1",
-                "-1": "through -1: a cycle of two steps",
-                "complex pair": "as a complex pair: a turning motion",
-            }
-            words = f"point {ids[row]} went from {before} to {after} unstable directions ({how[crossing]})"
-            found.append(Event("stability", (int(ids[row]),), crossing, words))
-    return tuple(found)
-
-
-def _numbers(ids: NDArray[np.int64]) -> tuple[int, ...]:
-    return tuple(int(number) for number in ids)
-
-
-def _listed(points: FixedPoints, rows: Sequence[int]) -> str:
-    """``2 attractors, 1 saddle``."""
-    kinds, counts = np.unique(points.kind[list(rows)], return_counts=True)
-    return ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in zip(kinds, counts, strict=True))
-
-
-def _crossing(old: NDArray[np.complex128], new: NDArray[np.complex128], before: int, after: int) -> str:
-    """Where eigenvalues passed the unit circle, judged by how many of each sort are outside."""
-    plus, minus, turning = ((_outside(new) - _outside(old)) * (1 if after > before else -1)).tolist()
-    if plus % 2 or minus % 2:
-        return "+1" if plus % 2 else "-1"
-    return max(("complex pair", turning), ("+1", plus), ("-1", minus), key=lambda sort: sort[1])[0]
-
-
-def _outside(eigenvalues: NDArray[np.complex128]) -> NDArray[np.int64]:
-    """How many lie outside the unit circle: real and positive, real and negative, complex."""
-    outside = eigenvalues[np.abs(eigenvalues) > 1 + MARGINAL]
-    real = np.abs(outside.imag) <= MARGINAL
-    return np.array([(real & (outside.real > 0)).sum(), (real & (outside.real < 0)).sum(), (~real).sum()])

@@ -10,23 +10,11 @@ import torch
 from torch import Tensor
 
 from ..cells import Cell
+from .distinct import ROUNDED, SAME, distinct
 from .fixed_point_cells import equation_of
 from .fixed_point_equations import Equation
-from .fixed_points import (
-    CREEPING,
-    ROUNDED,
-    SAME,
-    FixedPoints,
-    Spectra,
-    check_inputs,
-    check_starts,
-    damped,
-    deadline_in,
-    describe,
-    distinct,
-    index_of,
-    require_finite,
-)
+from .fixed_point_result import CREEPING, FixedPoints, Spectra, describe, index_of
+from .fixed_points import check_inputs, check_starts, damped, deadline_in, require_finite
 from .newton import COARSE, FINE, LONGEST_STEP, SHORTER_STEP, late, newton
 
 FRESH = 16  # visited states tried per round, as many midpoints between visited states, and places anywhere in the box

@@ -11,9 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .fixed_points import MARGINAL, FixedPoints
+from .fixed_point_result import MARGINAL, FixedPoints
 from .flow import Flow
 from .slow_points import Continuum
+
+MOST_DIRECTIONS = 3  # arrows at a point; a chaotic network has dozens
+MOST_POINTS = 100
 
 
 @final
@@ -44,21 +47,40 @@ class Landscape:
 
 
 def principal_plane(hidden: Tensor, previous: Plane | None = None) -> Plane:
-    """PCA of hidden states ``(S, P)``; turned so that axes keep their sign from look to look."""
+    """PCA of hidden states ``(S, P)``; turned so that axes keep their place and sign from look to look."""
     centre = hidden.mean(0)
     _, sizes, axes = torch.linalg.svd(hidden - centre, full_matrices=False)
     total = float(sizes.square().sum())
-    found = np.zeros((2, hidden.shape[1]))
+    found: NDArray[np.float64] = np.zeros((2, hidden.shape[1]))
     explained = np.zeros(2)
     count = min(2, len(sizes))
     found[:count] = axes[:count].numpy()
     explained[:count] = (sizes[:count].square() / total).numpy() if total > 0 else 0.0
+    if previous is not None and previous.axes.shape == found.shape:
+        alike = np.abs(previous.axes @ found.T)
+        if alike[0, 1] + alike[1, 0] > alike[0, 0] + alike[1, 1]:  # two that were about equal have changed places
+            found, explained = found[::-1].copy(), explained[::-1].copy()
+    else:
+        previous = None
     for row in range(count):
         reference = found[row] if previous is None else previous.axes[row]
         # Without a look before, the largest weight is made positive.
         sign = reference[np.abs(reference).argmax()] if previous is None else reference @ found[row]
         found[row] *= -1.0 if sign < 0 else 1.0
     return Plane(centre.numpy(), found, explained)
+
+
+def _unstable_directions(flow: Flow, state: Tensor) -> list[Tensor]:
+    """The fastest growing ones ``(D,)`` at a state ``(1, D)``, at most three; two for a pair that turns."""
+    values, vectors = torch.linalg.eig(flow.jacobian(state)[0])
+    found: list[Tensor] = []
+    for column in values.abs().argsort(descending=True).tolist():
+        if float(values[column].abs()) <= 1 + MARGINAL or len(found) >= MOST_DIRECTIONS:
+            break
+        if values[column].imag >= 0:  # the other one of a pair says the same
+            turning = bool(values[column].imag > 0)
+            found += [vectors[:, column].real, vectors[:, column].imag] if turning else [vectors[:, column].real]
+    return found[:MOST_DIRECTIONS]
 
 
 @torch.no_grad()
@@ -80,15 +102,9 @@ def lay_out(
     """
     states = torch.as_tensor(points.states)
     arrows: list[tuple[int, NDArray[np.float64]]] = []
-    rows = np.flatnonzero(points.unstable > 0)
-    if len(rows):
-        values, vectors = (part.numpy() for part in torch.linalg.eig(flow.jacobian(states[rows])))
-        for place, row in enumerate(rows):
-            for column in np.flatnonzero(np.abs(values[place]) > 1 + MARGINAL):
-                if values[place, column].imag >= 0:  # the other one of a pair says the same
-                    whole = torch.as_tensor(vectors[place, :, column])
-                    for part in (whole.real, whole.imag) if values[place, column].imag > 0 else (whole.real,):
-                        arrows.append((int(row), (flow.hidden(part[None])[0].numpy()) @ plane.axes.T))
+    for row in np.flatnonzero(points.unstable > 0)[:MOST_POINTS]:
+        found = _unstable_directions(flow, states[row : row + 1])
+        arrows += [(int(row), plane.axes @ flow.hidden(part[None])[0].numpy()) for part in found]
     return Landscape(
         plane=plane,
         points=plane.project(flow.hidden(states).numpy()),

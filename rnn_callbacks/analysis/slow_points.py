@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .fixed_points import SAME, FixedPoints, distinct
+from .distinct import SAME, distinct
+from .fixed_point_result import FixedPoints
 from .flow import Flow
 from .newton import FINE, late, levenberg_marquardt
 
 NEAR_ONE = 0.02  # |eigenvalue - 1|: a mode of 50 steps or more
 SETTLE = 100  # steps after which faster modes have faded to 1/e^2 or less
+STAY = 400  # further steps over which states on a continuum must stay apart; slow points draw together meanwhile
 SLOW = 0.01  # of the visited states' spread per step
 SPREAD = 0.1  # of the visited states' spread: a continuum is at least this wide
 RELEASED = 128  # visited states that are let go
@@ -41,16 +43,17 @@ class Continuum:
 
 
 @torch.no_grad()
-def find_continuum(flow: Flow, visited: Tensor, spread: float) -> Continuum | None:
+def find_continuum(flow: Flow, visited: Tensor, spread: float, *, deadline: float | None = None) -> Continuum | None:
     """A line or plane of attraction, if visited states that are let go settle on one.
 
     Sussillo and Barak 2013, section 3.2; Maheswaranathan et al. 2019. A slow point attractor is none: the settled
-    states must lie apart from each other.
+    states must lie apart from each other, and stay so.
 
     Args:
         flow: the network under a held input.
         visited: ``(S, D)``.
         spread: of the visited hidden states.
+        deadline: `time.perf_counter` from which nothing is found any more.
     """
     settled = flow.run(visited[:: max(1, len(visited) // RELEASED)], SETTLE)
     settled = settled[settled.isfinite().all(1)]
@@ -61,7 +64,11 @@ def find_continuum(flow: Flow, visited: Tensor, spread: float) -> Continuum | No
         return None
     settled, hidden, moves = settled[slow], hidden[slow], moves[slow]
     extent = float((hidden - hidden.mean(0)).square().sum(1).mean().sqrt()) / spread
-    if extent < SPREAD or len(distinct(hidden, 0.02 * extent * spread)) < 8:
+    if extent < SPREAD or len(distinct(hidden, 0.02 * extent * spread)) < 8 or late(deadline):
+        return None
+    later = flow.hidden(flow.run(settled, STAY))
+    width = float((later - later.mean(0)).square().sum(1).mean().sqrt()) / spread
+    if not width >= extent / 2 or len(distinct(later, 0.02 * extent * spread)) < 8 or late(deadline):
         return None
     few = torch.linspace(0, len(settled) - 1, min(SAMPLED, len(settled))).long()
     eigenvalues = torch.linalg.eigvals(flow.jacobian(settled[few]))
@@ -111,13 +118,16 @@ def find_ghosts(
         deadline: `time.perf_counter` at which to stop.
     """
     whole = _Speed(flow)
-    ends = levenberg_marquardt(whole, visited.new_zeros(1, 0), visited, FINE, deadline=deadline).unknown
-    ends = ends[ends.isfinite().all(1)]
-    away, slope = whole.linearised(visited.new_zeros(1, 0), ends)
-    length = away.norm(dim=1)
-    flat = (slope.mT @ away[:, :, None])[:, :, 0].norm(dim=1) <= 1e-2 * length
-    slow = flat & (length <= SLOW * spread) & (length > 1e-9)
+    nothing = visited.new_zeros(1, 0)
+    ends = levenberg_marquardt(whole, nothing, visited, FINE, deadline=deadline).unknown
+    length = whole.residual(nothing, ends).norm(dim=1)
+    slow = (length <= SLOW * spread) & (length > 1e-9)
     ends, length = ends[slow], length[slow]
+    flat = [_is_minimum(whole, end[None]) for end in ends if not late(deadline)]
+    if late(deadline):  # a search that was cut short ends anywhere on the way
+        flat = []
+        ends, length = ends[:0], length[:0]
+    ends, length = ends[flat], length[flat]
     order = length.argsort()
     ends, length = ends[order], length[order]
     hidden = flow.hidden(ends)
@@ -127,9 +137,16 @@ def find_ghosts(
         ends, length, hidden = ends[apart], length[apart], hidden[apart]
     kept = distinct(hidden, max(GHOST_DISTANCE * spread / hidden.shape[1] ** 0.5, SAME))
     ends, length = ends[kept], length[kept]
-    eigenvalues = torch.linalg.eigvals(flow.jacobian(ends)).numpy()
+    spectra = [torch.linalg.eigvals(flow.jacobian(end[None])) for end in ends]
+    eigenvalues = (torch.cat(spectra) if spectra else ends.to(torch.complex128)).numpy()
     largest = np.argsort(-np.abs(eigenvalues), axis=1)
     return Ghosts(ends.numpy(), (length.square() / 2).numpy(), np.take_along_axis(eigenvalues, largest, axis=1))
+
+
+def _is_minimum(whole: _Speed, state: Tensor) -> bool:
+    """Whether the speed has no slope at a state ``(1, D)``."""
+    away, slope = whole.linearised(state.new_zeros(1, 0), state)
+    return float((slope.mT @ away[:, :, None]).norm()) <= 1e-2 * float(away.norm())
 
 
 class _Speed:
@@ -180,6 +197,9 @@ def find_cycle(flow: Flow, visited: Tensor, spread: float, *, deadline: float | 
         if late(deadline):
             break
     finite = states.isfinite().all(1) & (flow.hidden(states).norm(dim=1) < 1e3 * max(spread, 1.0))
+    if len(path) > 2 and any(equation.limit is None for equation in flow.equations):
+        sizes = torch.stack(path).norm(dim=2)
+        finite &= ~(sizes[1:] > sizes[:-1]).all(0)  # slow growth, but without end
     if len(path) < 3:
         return Motion(0.0, float((~finite).double().mean()), 0.0, 0.0)
     line = torch.stack(path)[:, finite]  # (T, N, P)

@@ -73,7 +73,8 @@ def visit(traces: Mapping[str, Sequence[Trace]], *, most_states: int = MOST_STAT
         states.append(joint[valid])
         heard = trace.lengths > 0
         ends.append(joint[torch.arange(len(joint)), trace.lengths][heard])
-        for row in heard.nonzero()[:, 0].tolist()[: MOST_TRAJECTORIES - len(paths)]:
+        whole = heard & (joint.isfinite().all(2) | (steps > trace.lengths[:, None])).all(1)
+        for row in whole.nonzero()[:, 0].tolist()[: MOST_TRAJECTORIES - len(paths)]:
             paths.append(hidden_part(cells, joint[row, : int(trace.lengths[row]) + 1]).double())
             which.append((trace.batch, row))
     everything = torch.cat(states).double()

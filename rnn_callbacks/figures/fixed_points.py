@@ -18,7 +18,9 @@ from ..analysis.fixed_point_findings import Findings
 from ..analysis.landscape import Landscape
 from .style import house_style, say
 
-KINDS = {"attractor": ("#0072B2", "o"), "saddle": ("#E69F00", "D"), "repeller": ("#D55E00", "X")}
+# In the order in which they are drawn: what attracts lies on top.
+KINDS = {"repeller": ("#D55E00", "X"), "saddle": ("#E69F00", "D"), "attractor": ("#0072B2", "o")}
+COLUMNS = {"attractor": 1, "saddle": 2, "repeller": 3}  # of the story
 LABEL_COLOURS = (
     "#CC79A7",
     "#009E73",
@@ -58,7 +60,7 @@ def draw_landscape(scene: Scene | Callable[[], Scene], *, title: str = "") -> Fi
         figure = Figure(figsize=(10.4, 5.6))
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         grid = GridSpec(
-            2, 2, figure=figure, width_ratios=(1.75, 1), left=0.06, right=0.985, top=0.87, bottom=0.1, hspace=0.5,
+            2, 2, figure=figure, width_ratios=(1.75, 1), left=0.075, right=0.985, top=0.87, bottom=0.1, hspace=0.5,
             wspace=0.2,
         )  # fmt: skip
         _draw_plane(figure.add_subplot(grid[:, 0]), scene)
@@ -88,6 +90,7 @@ def _draw_plane(axes: Axes, scene: Scene) -> None:
         dimension = continuum.dimension if continuum else 1
         name = {1: "line", 2: "plane"}.get(dimension, f"{dimension}-dimensional")
         handles.append(Line2D([], [], color="#F0E442", mec="0.3", marker="o", ls="", label=f"{name} attractor"))
+    named: dict[str, Line2D] = {}
     for kind, (colour, marker) in KINDS.items():
         chosen = points.kind == kind
         if not chosen.any():
@@ -101,21 +104,25 @@ def _draw_plane(axes: Axes, scene: Scene) -> None:
             counted += " (number: unstable directions)"
             for at, count in zip(place, points.unstable[chosen], strict=True):
                 axes.text(float(at[0]), float(at[1]), str(count), ha="center", va="center", fontsize=7, zorder=6)
-        handles.append(Line2D([], [], color=colour, marker=marker, ls="", ms=7, mec="white", label=counted))
-    if not len(points):
+        named[kind] = Line2D([], [], color=colour, marker=marker, ls="", ms=7, mec="white", label=counted)
+    handles += [named[kind] for kind in COLUMNS if kind in named]
+    if not len(points) and not len(landscape.continuum):
         handles.append(Line2D([], [], ls="", label="no fixed point found"))
     if landscape.trajectories:
         handles.append(Line2D([], [], color="0.5", marker="s", ms=3.5, lw=0.9, label="real runs (square: end)"))
     everything = np.concatenate([landscape.points, landscape.continuum, *landscape.trajectories])
+    everything = everything if len(everything) else np.zeros((1, 2))
     low, high = everything.min(0), everything.max(0)
     size = max(float((high - low).max()), 1e-6)
     _set_limits(axes, (low + high) / 2, (high - low) / 2 + 0.06 * size)
-    for row, direction in landscape.arrows:
-        arm = 0.05 * size * direction
+    if landscape.arrows:
+        tails = landscape.points[[row for row, _ in landscape.arrows]]
+        arms = np.array([direction for _, direction in landscape.arrows])
+        arms *= 0.075 * size / np.maximum(np.linalg.norm(arms, axis=1, keepdims=True), 1e-12)
         for sign in (-1, 1):
-            axes.annotate(
-                "", landscape.points[row] + sign * arm, landscape.points[row], zorder=4,
-                arrowprops={"arrowstyle": "->", "color": "#8A3A00", "lw": 1.2, "shrinkA": 0, "shrinkB": 0},
+            axes.quiver(
+                tails[:, 0], tails[:, 1], sign * arms[:, 0], sign * arms[:, 1], angles="xy", scale_units="xy", scale=1,
+                color="#8A3A00", width=0.0028, headwidth=4, headlength=4, headaxislength=4, zorder=4,
             )  # fmt: skip
     if landscape.arrows:
         handles.append(Line2D([], [], color="#8A3A00", lw=1.2, marker=">", ms=4, label="unstable direction"))
@@ -124,8 +131,8 @@ def _draw_plane(axes: Axes, scene: Scene) -> None:
         words = f"runs end {distance:.2f} of their spread away from an attractor (median)"
         axes.text(0.01, 0.01, words, transform=axes.transAxes, fontsize=8, color="0.3", va="bottom")
     shares = landscape.plane.explained
-    axes.set_xlabel(f"1st principal component of visited states ({shares[0]:.0%})")
-    axes.set_ylabel(f"2nd ({shares[1]:.0%})")
+    axes.set_xlabel(f"principal component of the visited states ({shares[0]:.0%} of their variance)")
+    axes.set_ylabel(f"another one ({shares[1]:.0%})")
     legend = axes.legend(
         handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, columnspacing=1.2, handletextpad=0.4,
         borderaxespad=0.1,
@@ -158,9 +165,11 @@ def _colours(scene: Scene) -> tuple[list[str], list[Line2D]]:
 
         low, high = float(values[0]), float(values[-1])
         ramp = colormaps["viridis"]
-        shades = [to_hex(ramp((float(value) - low) / (high - low))) for value in labels]
+        end = 0.85  # its yellow is hardly seen on white
+        shades = [to_hex(ramp(end * (float(value) - low) / (high - low))) for value in labels]
         ends = [
-            Line2D([], [], color=to_hex(ramp(end)), label=f"{value:.3g}") for end, value in ((0.0, low), (1.0, high))
+            Line2D([], [], color=to_hex(ramp(share)), label=f"{value:.3g}")
+            for share, value in ((0.0, low), (end, high))
         ]
         return shades, ends
     colour = dict(zip(values.tolist(), LABEL_COLOURS, strict=False))
@@ -174,7 +183,7 @@ def _draw_eigenvalues(axes: Axes, scene: Scene) -> None:
     points = scene.findings.chapter.skeleton.points
     axes.set_title("stability: eigenvalues at the points")
     if not len(points):
-        say(axes, "no fixed point found")
+        say(axes, "no fixed point found" if scene.findings.continuum is None else "no point stands alone")
         return
     circle = np.linspace(0, 2 * np.pi, 200)
     axes.fill(np.cos(circle), np.sin(circle), color="0.94", zorder=0)
@@ -187,13 +196,14 @@ def _draw_eigenvalues(axes: Axes, scene: Scene) -> None:
         reach = max(reach, 1.1 * float(np.abs(values).max(initial=0.0)))
     _set_limits(axes, np.zeros(2), np.full(2, reach))
     axes.set(xlabel="real part", ylabel="imaginary part")
-    axes.text(0, -1.02, "outside: grows", ha="center", va="top", fontsize=8, color="0.3")
+    axes.text(0.98, 0.02, "outside the circle: grows", transform=axes.transAxes, ha="right", fontsize=8, color="0.3")
 
 
 def _draw_story(axes: Axes, scene: Scene) -> None:
     epochs = scene.story[:, 0]
     highest = max(float(scene.story[:, 1:4].max(initial=0)), 1.0)
-    for column, (kind, (colour, marker)) in enumerate(KINDS.items(), start=1):
+    for kind, column in COLUMNS.items():
+        colour, marker = KINDS[kind]
         axes.plot(
             epochs, scene.story[:, column], color=colour, marker=marker if len(epochs) <= 40 else "", ms=4, lw=1.6,
             label=f"{kind}s",
@@ -209,6 +219,7 @@ def _draw_story(axes: Axes, scene: Scene) -> None:
     axes.set_yticks(
         [tick for tick in MaxNLocator(4, integer=True).tick_values(0, highest) if 0 <= tick <= highest * 1.2]
     )
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+    axes.set_xticks(np.unique(np.linspace(epochs[0], epochs[-1], 6).round()))
     axes.set_title("over training")
     axes.legend(loc="upper left", ncols=3, handlelength=1.2, columnspacing=0.8, fontsize=8)

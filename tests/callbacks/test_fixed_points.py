@@ -70,7 +70,7 @@ def bits(sequences, seed):
 def test_the_attractors_of_a_memory_are_born_followed_and_reported(fit):
     watcher = tracker(basins=True)
     trainer = fit(
-        watcher, model=Memory(), train=bits(1600, 0), validate=bits(64, 1), max_epochs=14, gradient_clip_val=1.0
+        watcher, model=Memory, train=bits(1600, 0), validate=bits(64, 1), max_epochs=14, gradient_clip_val=1.0
     )
     looks, tag = reports(fit), "fixed_points/net.rnn/zero"
     last = looks[-1].scalars
@@ -411,6 +411,17 @@ def test_a_resumed_run_tells_the_same_life(fit, tmp_path, model):
         for tag, array in before.arrays.items():
             if tag.endswith("/ids"):
                 assert sorted(after.arrays[tag].tolist()) == sorted(array.tolist())
+
+
+def test_a_checkpoint_written_before_the_first_look_after_a_resume_keeps_the_life(fit):
+    first = tracker()
+    fit(first)
+    second = tracker()
+    second.load_state_dict(first.state_dict())
+    kept = second.state_dict()["memory"]
+    assert list(kept["histories"]) == ["encoder.rnn/zero"]
+    assert kept["story"] == first.state_dict()["memory"]["story"]
+    assert len(kept["story"]["encoder.rnn/zero"]) == 2
 
 
 def test_a_checkpoint_of_another_network_begins_a_new_life(fit):
