@@ -17,8 +17,9 @@ from .fixed_point_result import CREEPING, FixedPoints, Spectra, describe, index_
 from .fixed_points import check_inputs, check_starts, damped, deadline_in, require_finite
 from .newton import COARSE, FINE, LONGEST_STEP, SHORTER_STEP, late, newton
 
-FRESH = 16  # visited states tried per round, as many midpoints between visited states, and places anywhere in the box
+FRESH = 16  # visited states tried per round, and as many midpoints between visited states
 PAIRS = 64  # midpoints between found points tried per round
+PLACES = 4  # anywhere in the box, from where Newton's method takes long; more where few states were visited
 FRUITLESS = 6  # rounds in a row without anything new, after which a search is given up as incomplete
 BLURRED = 1e-3  # distance between roots at which Newton's step does not exist that count as one
 TRUSTED = 24  # starts in a row that must converge without anything new before a search is done
@@ -164,6 +165,7 @@ class _Layer:
     deadline: float | None
     tally: _Tally
     found: Tensor = field(init=False)
+    scant: bool = False  # whether hardly any state was visited
     index_sum: float = 0.0
     hits: int = 0  # starts of the last round that converged
     loose: int = 0  # roots at which Newton's step does not exist
@@ -175,8 +177,8 @@ class _Layer:
             self._add(known)
         order = torch.randperm(len(self.pool), generator=self.generator)
         used = quiet = fruitless = rounds = 0
-        scant = len(distinct(self.pool[:64], BLURRED)) < FRESH  # little to start from, so many more are asked
-        enough = 10 * TRUSTED if scant else TRUSTED
+        self.scant = len(distinct(self.pool[:64], BLURRED)) < FRESH  # little to start from, so many more are asked
+        enough = 10 * TRUSTED if self.scant else TRUSTED
         lawless = self.equation.limit is None
         while quiet < enough and not (lawless and fruitless >= 2):
             starts = self._starts(order, rounds)
@@ -208,7 +210,12 @@ class _Layer:
             visited = visited + 0.3 * noise * self.pool.std(0, correction=0).clamp(min=0.1)
         parts = [visited, self._midpoints(self.pool, FRESH), self._midpoints(self.found, PAIRS)]
         if self.equation.limit is not None:  # what was visited may lie all on one side
-            places = torch.rand(FRESH, self.equation.unknowns, generator=self.generator, dtype=visited.dtype)
+            places = torch.rand(
+                4 * PLACES if self.scant else PLACES,
+                self.equation.unknowns,
+                generator=self.generator,
+                dtype=visited.dtype,
+            )
             parts.append(self.equation.limit * (2 * places - 1))
         return torch.cat(parts)
 
