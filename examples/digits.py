@@ -95,6 +95,7 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter.*")
 
 
 def main(arguments: list[str] | None = None) -> pl.Trainer:

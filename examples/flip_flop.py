@@ -3,13 +3,15 @@
 Three inputs are mostly silent; now and then one of them says +1 or -1, and the network must show the last sign of each
 (Sussillo and Barak 2013, section 4). What it should find is known: 8 attractors, one for each content of the memory,
 and between them 12 + 6 + 1 saddles with one, two and three unstable directions. Run ``python -m examples.flip_flop``
-from the root of the repository; ``--cell lstm`` or ``rnn`` to compare.
+from the root of the repository; ``--cell lstm`` or ``rnn`` to compare. With Lightning's command line:
+``python -m examples.flip_flop fit --config configs/flip_flop.yaml``.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -59,9 +61,14 @@ class Memory(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         pulses, bits = batch
-        shown = self.readout(self.store(pulses)[0])
+        shown = self(pulses)
         self.log("val_loss", F.mse_loss(shown, bits))
         self.log("val_accuracy", (shown.sign() == bits).float().mean(), prog_bar=True)
+
+    def forward(self, pulses: Tensor) -> Tensor:
+        """What the memory shows, ``(B, T, 3)``."""
+        shown: Tensor = self.readout(self.store(pulses)[0])
+        return shown
 
     def configure_optimizers(self) -> dict[str, object]:
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
@@ -92,6 +99,19 @@ def content(batch: Batch) -> Tensor:
     return (batch[1][:, -1] > 0).long() @ torch.tensor([1, 2, 4])
 
 
+def first_pulses(batch: Batch) -> Tensor:
+    """A context: the pulses with which the first sequence begins."""
+    return batch[0][:1, :1]
+
+
+def quiet() -> None:
+    """Keep Lightning's hints about hardware and workers out of a demonstration."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter.*")
+
+
 def main(arguments: list[str] | None = None) -> pl.Trainer:
     """Train, follow the fixed points, and compare them with what is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,9 +120,7 @@ def main(arguments: list[str] | None = None) -> pl.Trainer:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--logs", default=".", help="folder for lightning_logs")
     options = parser.parse_args(arguments)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+    quiet()
     pl.seed_everything(0, verbose=False)
     print(f"A {options.cell.upper()} learns to store three bits, in {options.epochs} epochs ...")
     tracker = FixedPointTracker(labels=content, basins=True, every_n_epochs=1, figure_every_n_epochs=1)
@@ -145,5 +163,16 @@ def verdict(report: Report) -> None:
     )
 
 
+def command_line(arguments: list[str]) -> None:
+    """The same by YAML: ``fit --config configs/flip_flop.yaml`` (needs the extra ``cli``)."""
+    from lightning.pytorch.cli import LightningCLI
+
+    quiet()
+    LightningCLI(Memory, Pulses, args=arguments)
+
+
 if __name__ == "__main__":
-    main()
+    if "fit" in sys.argv[1:2]:
+        command_line(sys.argv[1:])
+    else:
+        main()

@@ -46,3 +46,18 @@ def test_flip_flop_finds_what_is_known(tmp_path, capsys):
     assert "=> as known" in said
     assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
     assert len(list(Path(trainer.log_dir, "rnn_callbacks", "fixed_points", "figures").glob("*.png"))) == 16
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LightningCLI's own use of jsonargparse
+def test_flip_flop_runs_from_its_yaml(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", ["flip_flop"])
+    small = ["--trainer.max_epochs=2", "--data.sequences=128", "--trainer.enable_progress_bar=false"]
+    flip_flop.command_line(["fit", "--config", str(ROOT / "configs" / "flip_flop.yaml"), *small])
+    (path,) = tmp_path.rglob("*.npz")
+    arrays = load(str(path)).report.arrays
+    assert arrays["fixed_points/store/first_bit_up/inputs"].tolist() == [1, 0, 0]
+    assert set(abs(arrays["fixed_points/store/first_pulses/inputs"])) == {1.0}  # every bit is set at the first step
+    assert "fixed_points/store/silence/basin_shares" in arrays

@@ -20,7 +20,7 @@ import rnn_callbacks
 from rnn_callbacks.callbacks.guard import RecurrentHealthWarning
 from rnn_callbacks.report import load
 
-from .models import FEATURES, Classifier, StepClassifier, first_inputs, half_of_sequence
+from .models import Classifier, StepClassifier, first_inputs, half_of_sequence
 
 PACKAGE = Path(rnn_callbacks.__file__).parent
 CALLBACKS = [getattr(rnn_callbacks, name) for name in rnn_callbacks.__all__]
@@ -28,7 +28,7 @@ CALLBACKS = [getattr(rnn_callbacks, name) for name in rnn_callbacks.__all__]
 FULL = {
     "GateMonitor": {"phases": half_of_sequence, "ablate": "mean", "flags": {"update_mean_below": 0.1}},
     "FixedPointTracker": {
-        "contexts": {"zero": "zero", "mean": "mean", "given": [0.5] * FEATURES, "first": first_inputs},
+        "contexts": {"mean": "mean", "first": first_inputs},
         "slow_points": True,
         "basins": True,
     },
@@ -203,7 +203,7 @@ def documented(callback):
     tags = re.findall(r"^\s*- `([^`]+)`:", callback.__doc__, re.MULTILINE)
     assert tags
     holes = {"module": r"[\w.]+", "cell": r"(?:l\d+(?:_reverse)?|cell)", "flag": r"\w+"}
-    holes |= {"context": "(?:zero|mean|given|first)"}
+    holes |= {"context": "(?:mean|first)"}
     holes |= {"gate": "(?:input|forget|output|reset|update)", "candidate": "(?:cell|new|hidden)"}
     return {tag: re.compile(re.sub(r"\\\{(\w+)\\\}", lambda m: holes[m[1]], re.escape(tag))) for tag in tags}
 

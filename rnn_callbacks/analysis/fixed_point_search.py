@@ -22,6 +22,7 @@ PAIRS = 64  # midpoints between found points tried per round
 PLACES = 4  # anywhere in the box, from where Newton's method takes long; more where few states were visited
 FRUITLESS = 6  # rounds in a row without anything new, after which a search is given up as incomplete
 BLURRED = 1e-3  # distance between roots at which Newton's step does not exist that count as one
+ASTRAY = 0.01  # from any root: nearer, a start that has not converged was on its way there
 TRUSTED = 24  # starts in a row that must converge without anything new before a search is done
 MANY = 8  # degenerate points: more of them are a sample of a line or plane of fixed points
 
@@ -230,18 +231,13 @@ class _Layer:
         quick = self.equation.to(torch.float32)
         drive = self.drive.to(quick.dtype)
         coarse = newton(quick, drive, starts.to(quick.dtype), COARSE, longest=longest, deadline=self.deadline)
+        self.hits = int(coarse.converged.sum())
         hits = coarse.unknown[coarse.converged].to(self.pool.dtype)
         hits = hits[distinct(hits, ROUNDED)]
         if len(self.found) and len(hits):
             hits = hits[torch.cdist(hits, self.found, p=torch.inf).amin(1) > ROUNDED]
         if len(hits):
             self._add(hits)
-        astray = coarse.unknown[~coarse.converged]
-        if len(astray):
-            state = quick.state(drive, astray)
-            speed = (quick.step(drive, state) - state).square().sum(1) / 2
-            self.tally.phantoms += int((speed <= CREEPING).sum())
-        self.hits = int(coarse.converged.sum())
         # Without a box a root may lie beyond the reach of clipped steps.
         lost = coarse.singular if self.equation.limit is not None else ~coarse.converged
         if bool(lost.any()):
@@ -254,6 +250,17 @@ class _Layer:
             self._keep(roots)
             self.loose += len(self.found) - before
             self.hits += int(slow.converged.sum())
+        self._count_phantoms(quick, drive, coarse.unknown[~coarse.converged])
+
+    def _count_phantoms(self, quick: Equation, drive: Tensor, astray: Tensor) -> None:
+        """States that lead to no root, and yet hardly move."""
+        if not len(astray):
+            return
+        state = quick.state(drive, astray)
+        still = (quick.step(drive, state) - state).square().sum(1) / 2 <= CREEPING
+        if len(self.found):
+            still &= torch.cdist(astray.to(self.found.dtype), self.found, p=torch.inf).amin(1) > ASTRAY
+        self.tally.phantoms += int(still.sum())
 
     def _add(self, near: Tensor) -> None:
         fine = newton(self.equation, self.drive, near, FINE, deadline=self.deadline)
