@@ -41,15 +41,17 @@ def run_folder(trainer: pl.Trainer) -> str | None:
     )
 
 
-def save_report(report: Report, folder: str, *, noun: str, epoch: int, step: int) -> None:
-    """Write one look to ``<folder>/rnn_callbacks/<noun>/epoch=0007-step=00001234.npz``."""
-    save(
-        report, posixpath.join(folder, "rnn_callbacks", noun, _look_name(epoch, step) + ".npz"), epoch=epoch, step=step
-    )
+def save_report(report: Report, folder: str, *, noun: str, epoch: int, step: int, part: int = 1) -> None:
+    """Write one look to ``<folder>/rnn_callbacks/<noun>/epoch=0007-step=00001234.npz``.
+
+    A second callback of the same kind in the same run adds ``-part=2``, and so on.
+    """
+    name = _look_name(epoch, step, part) + ".npz"
+    save(report, posixpath.join(folder, "rnn_callbacks", noun, name), epoch=epoch, step=step)
 
 
-def _look_name(epoch: int, step: int) -> str:
-    return f"epoch={epoch:04d}-step={step:08d}"
+def _look_name(epoch: int, step: int, part: int) -> str:
+    return f"epoch={epoch:04d}-step={step:08d}" + (f"-part={part}" if part > 1 else "")
 
 
 def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float], *, epoch: int, step: int) -> None:
@@ -96,6 +98,7 @@ def log_figures(
     noun: str,
     epoch: int,
     step: int,
+    part: int = 1,
 ) -> None:
     """Draw each picture once; give it to every logger that takes pictures, and keep it as PNG in the run's folder.
 
@@ -106,7 +109,7 @@ def log_figures(
         for logger in trainer.loggers:
             _log_picture(logger, tag, pixels, step)
         if folder is not None:
-            name = f"{tag.removeprefix(noun + '/').replace('/', '.')}-{_look_name(epoch, step)}.png"
+            name = f"{tag.removeprefix(noun + '/').replace('/', '.')}-{_look_name(epoch, step, part)}.png"
             content = io.BytesIO()
             Image.fromarray(pixels).save(content, "PNG", compress_level=3)
             files, target = fsspec.core.url_to_fs(posixpath.join(folder, "rnn_callbacks", noun, "figures", name))

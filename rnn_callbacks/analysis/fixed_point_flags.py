@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from .fixed_point_findings import Findings
 from .gate_flags import Flag
 
+RESTLESS = 0.99  # share of the visited states
+
 
 @dataclass(frozen=True)
 class _Rule:
@@ -18,8 +20,12 @@ class _Rule:
 
 
 def _without_rest(findings: Findings) -> float:
-    rests = (findings.chapter.skeleton.points.kind == "attractor").any() or findings.continuum is not None
-    return 0.0 if rests or findings.chapter.skeleton.stopped else 1.0
+    """1 where no attractor was found by a search that ran its course, or where no visited state comes to rest."""
+    skeleton, motion = findings.chapter.skeleton, findings.motion
+    if (skeleton.points.kind == "attractor").any() or findings.continuum is not None:
+        return 0.0
+    restless = motion is not None and motion.moving + motion.diverging > RESTLESS
+    return float(restless or not skeleton.stopped)
 
 
 RULES: dict[str, _Rule] = {

@@ -69,6 +69,7 @@ class EpochCallback(pl.Callback, ABC):
 
     def _forget_run(self) -> None:
         self._folder: str | None = None
+        self._part = 1  # among the callbacks of this kind in the run
         self._fresh = False  # whether something was heard that was not looked at yet
         self._heard_at = (0, 0)  # epoch and step of it
         self._listened_in = -1  # epoch
@@ -194,6 +195,7 @@ class EpochCallback(pl.Callback, ABC):
                 sinks.log_layout(trainer, layout)
         if trainer.is_global_zero:
             self._folder = sinks.run_folder(trainer)
+            self._part = 1 + [c for c in everyone if c.noun == self.noun].index(self)
 
     # ---- listening -------------------------------------------------------------------------------------------------
 
@@ -305,7 +307,9 @@ class EpochCallback(pl.Callback, ABC):
         if report.figures and self._schedule.figure_is_due(epoch, last=last):
             begin = time.perf_counter()
             with self._guard, undisturbed_rng():
-                sinks.log_figures(trainer, report.figures, self._folder, noun=self.noun, epoch=epoch, step=step)
+                sinks.log_figures(
+                    trainer, report.figures, self._folder, noun=self.noun, epoch=epoch, step=step, part=self._part
+                )
             self._schedule.figures.add(time.perf_counter() - begin)
         if self._looks == 1:
             self._say_spacing(trainer)
@@ -315,7 +319,7 @@ class EpochCallback(pl.Callback, ABC):
         sinks.log_histograms(trainer, report.histograms, step)
         sinks.log_texts(trainer, report.texts, step)
         if self._folder is not None:
-            sinks.save_report(report, self._folder, noun=self.noun, epoch=epoch, step=step)
+            sinks.save_report(report, self._folder, noun=self.noun, epoch=epoch, step=step, part=self._part)
 
     def _what_was_heard(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, step: int) -> Look:
         recorder = self._shared_recorder(trainer)
@@ -335,9 +339,11 @@ class EpochCallback(pl.Callback, ABC):
     def _say_spacing(self, trainer: pl.Trainer) -> None:
         every = self._schedule.spacing(trainer.current_epoch + 1)
         if self._schedule.every_n_epochs is None and every > 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            none_between = 0 < (trainer.max_epochs or 0) <= every
             rank_zero_info(
-                f"{type(self).__name__} looks at the first and the last epoch and about every {every} epochs between, "
-                f"to take about {self.max_overhead:.0%} of the training time; every_n_epochs=1 looks at each."
+                f"{type(self).__name__} looks at the first and the last epoch"
+                + (" only" if none_between else f" and about every {every} epochs between")
+                + f", to take about {self.max_overhead:.0%} of the training time; every_n_epochs=1 looks at each."
             )
 
     # ---- the end ---------------------------------------------------------------------------------------------------

@@ -28,8 +28,10 @@ def read_contexts(contexts: object) -> dict[str, Context]:
     """
     if contexts is None:
         return {"zero": "zero"}
+    if isinstance(contexts, str):
+        contexts = [contexts]
     if isinstance(contexts, (list, tuple)) and contexts and all(isinstance(name, str) for name in contexts):
-        contexts = {name: name for name in contexts}
+        contexts = {name.rpartition(".")[2]: name for name in contexts}
     if not isinstance(contexts, dict) or not contexts:
         raise ValueError(f"contexts must be names or a dict of inputs by name, got {contexts!r}")
     found: dict[str, Context] = {}

@@ -43,15 +43,16 @@ class FixedPointTracker(EpochCallback):
 
     Args:
         module: dotted name, or names, of the modules to watch; all recurrent modules by default.
-        contexts: inputs to hold: ``zero`` (the default), ``mean`` (of the inputs that were heard), or a dict of inputs
-            by name: a list of numbers, or a function (or its import path) from a batch to raw inputs, which a copy of
-            the model carries to the recurrent module.
+        contexts: inputs of the layer to hold: ``zero`` (the default), ``mean`` (of the inputs that were heard), or a
+            dict by name: one of these, a list of numbers, or a function (or its import path) from the first batch heard
+            to raw inputs, which a copy of the model carries to the layer; what arrives there is averaged over
+            sequences and steps.
         labels: a function from a batch to one number per sequence, or its import path, for the colours of the
             trajectories; by default the targets of an ``(input, target)`` batch, where they are classes.
         flags: thresholds of the flags; null switches one off.
         slow_points: look for ghosts too: minima of the speed above zero.
         basins: look which attractor each visited state flows to, and whether attractors survive small kicks.
-        max_starts: of each search of one layer.
+        max_starts: of each search of one layer, asked after every round of about a hundred.
         max_seconds: what the numbers of one look may take; it says when it stopped early.
         observe: ``validation`` or ``train``.
         every_n_epochs: period of looks; by default as often as `max_overhead` allows.
@@ -70,8 +71,8 @@ class FixedPointTracker(EpochCallback):
     - `fixed_points/{module}/{context}/complete`: 1 if the sum is 1 and a last round of starts found nothing new.
     - `fixed_points/{module}/{context}/largest_modulus`: of all eigenvalues at all points; above 1: unstable.
     - `fixed_points/{module}/{context}/slowest_timescale`: steps in which the slowest mode of an attractor falls to 1/e.
-    - `fixed_points/{module}/{context}/drift`: mean move of the points since the last look, in units of the spread of
-      the visited states.
+    - `fixed_points/{module}/{context}/drift`: mean move of the points since the last look, in units of the spread
+      of the visited states (root mean square distance from their mean), as all distances here.
     - `fixed_points/{module}/{context}/births`: points that appeared since the last look.
     - `fixed_points/{module}/{context}/deaths`: points that vanished since the last look.
     - `fixed_points/{module}/{context}/stability_changes`: points whose number of unstable directions changed.
@@ -91,13 +92,13 @@ class FixedPointTracker(EpochCallback):
     - `fixed_points/{module}/{context}/ghost_speed`: smallest speed q among them.
     - `fixed_points/{module}/{context}/basin_entropy`: how evenly attractors are used, in bits; with `basins`.
     - `fixed_points/{module}/{context}/largest_basin`: share of visited states that flow to the most used one.
-    - `fixed_points/{module}/{context}/unresolved`: share of visited states that reach none in 2000 steps.
+    - `fixed_points/{module}/{context}/unresolved`: share of visited states that reach none in 2000 steps, or in time.
     - `fixed_points/{module}/{context}/returned`: share of small kicks after which the state comes back.
     - `fixed_points/{module}/{context}/flags/{flag}`: 1 when the flag is raised, else 0.
     - `fixed_points/{module}/rebuild_error`: difference of rebuilt and real hidden states, relative; about 1e-6.
     - `fixed_points/failed_looks`: looks whose analysis raised, so far.
     - `fixed_points/seconds`: what the numbers of this look took.
-    - `fixed_points/overhead`: seconds spent looking per second of training, so far.
+    - `fixed_points/overhead`: seconds spent looking per second of other training, so far.
     """
 
     noun: ClassVar[str] = "fixed_points"
@@ -105,7 +106,7 @@ class FixedPointTracker(EpochCallback):
     def __init__(
         self,
         module: str | list[str] | None = None,
-        contexts: list[str] | dict[str, Any] | None = None,
+        contexts: str | list[str] | dict[str, Any] | None = None,
         *,
         labels: Labels = None,
         flags: dict[str, float | None] | None = None,
@@ -138,6 +139,7 @@ class FixedPointTracker(EpochCallback):
         self.max_seconds = max_seconds
         self._batch: Any = None
         self._labels: dict[int, NDArray[np.float64]] = {}
+        self._label_fault: Exception | None = None
 
     # ---- what is remembered ----------------------------------------------------------------------------------------
 
@@ -161,19 +163,22 @@ class FixedPointTracker(EpochCallback):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        for name in ("slow_points", "basins"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.labels is not None:
             function_of("labels", self.labels)
         two_ways = [name for name, module in modules.items() if any(cell.place.reverse for cell in cells(module))]
         if two_ways:
-            words = (
-                f"{', '.join(two_ways)} is bidirectional: its forward cells read the past and its reverse cells the "
-                "future, so it has no state that goes on by itself and no fixed points as a whole. One direction can "
-                "be searched alone: rnn_callbacks.analysis.fixed_point_search.find_all_fixed_points(cell, states) with "
-                "a cell of rnn_callbacks.cells.cells(module)."
+            reason = (
+                "its reverse cells read the future, so it has no state that goes on by itself and no fixed points as a "
+                "whole. The forward direction can be searched alone, with rnn_callbacks.analysis.fixed_point_search."
+                "find_all_fixed_points(cell, states) and a cell of rnn_callbacks.cells.cells(module)."
             )
+            names = ", ".join(two_ways)
             if self.module is not None or len(two_ways) == len(modules):
-                raise ValueError(words)
-            self._guard.say("bidirectional", f"FixedPointTracker leaves out {words}")
+                raise ValueError(f"{names} is bidirectional: {reason}")
+            self._guard.say("bidirectional", f"FixedPointTracker leaves out {names}, which is bidirectional: {reason}")
         check_sizes(
             read_contexts(self.contexts), {name: module for name, module in modules.items() if name not in two_ways}
         )
@@ -183,10 +188,18 @@ class FixedPointTracker(EpochCallback):
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if number == 0:
             self._labels.clear()
+            self._label_fault = None
             self._batch = batch if any(map(callable, read_contexts(self.contexts).values())) else None
-        found = _targets(batch) if self.labels is None else function_of("labels", self.labels)(batch)
-        if found is not None:
-            self._labels[number] = torch.as_tensor(found).detach().double().cpu().flatten().numpy()
+        try:
+            found = _targets(batch) if self.labels is None else function_of("labels", self.labels)(batch)
+            labels = None if found is None else torch.as_tensor(found).detach().double().cpu()
+            if labels is not None and labels.dim() != 1:
+                raise ValueError(f"labels must give one number per sequence, (B,), got shape {tuple(labels.shape)}")
+        except Exception as fault:  # said once at the look, not at every batch
+            self._label_fault = fault
+            return
+        if labels is not None:
+            self._labels[number] = labels.numpy()
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
@@ -198,6 +211,8 @@ class FixedPointTracker(EpochCallback):
         texts: dict[str, str] = {}
         figures = {}
         left = len(look.tapes) * len(contexts)
+        if self._label_fault is not None:
+            self._leave_out("labels", "labels raised on a batch; trajectories stay grey", self._label_fault)
         for name in look.tapes:
             traces = look.cells(name)
             equations = [equation_of(of_cell[0].cell) for of_cell in traces.values()]
@@ -211,6 +226,9 @@ class FixedPointTracker(EpochCallback):
                 where, now = f"fixed_points/{name}/{context}", time.perf_counter()
                 with self._guard:
                     inputs = self._hold(look, name, context, given, visited)
+                    if inputs is None:
+                        left -= 1
+                        continue
                     deadline = now + max(end - now, 0.0) / left
                     findings = self._find(f"{name}/{context}", look, equations, inputs, visited, deadline)
                     scalars |= {f"{where}/{key}": value for key, value in findings.scalars().items()}
@@ -253,14 +271,22 @@ class FixedPointTracker(EpochCallback):
             return False
         return True
 
-    def _hold(self, look: Look, name: str, context: str, given: Context, visited: Visited) -> Tensor:
+    def _hold(self, look: Look, name: str, context: str, given: Context, visited: Visited) -> Tensor | None:
         try:
             inputs = held_input(given, visited, look.pl_module, name, self._batch)
+            if inputs.shape != visited.mean_input.shape or not bool(inputs.isfinite().all()):
+                raise ValueError(f"it must hold {len(visited.mean_input)} finite numbers for {name}")
         except Exception as error:
-            raise RuntimeError(f"context {context!r} could not be made") from error
-        if inputs.shape != visited.mean_input.shape or not bool(inputs.isfinite().all()):
-            raise ValueError(f"context {context!r} must hold {len(visited.mean_input)} finite numbers for {name}")
+            self._leave_out(f"{name}/{context}", f"context {context!r} could not be made for {name}", error)
+            return None
         return inputs
+
+    def _leave_out(self, key: str, words: str, error: Exception) -> None:
+        """A fault in a function of the user's: what it was, without our own lines around it."""
+        if self.on_error == "raise":
+            raise RuntimeError(words) from error
+        self._guard.failures += 1
+        self._guard.say(key, f"FixedPointTracker: {words} ({type(error).__name__}: {error}). Training goes on.")
 
     def _find(
         self, key: str, look: Look, equations: list[Equation], inputs: Tensor, visited: Visited, deadline: float

@@ -60,7 +60,7 @@ def draw_landscape(scene: Scene | Callable[[], Scene], *, title: str = "") -> Fi
         figure = Figure(figsize=(10.4, 5.6))
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         grid = GridSpec(
-            2, 2, figure=figure, width_ratios=(1.75, 1), left=0.075, right=0.985, top=0.87, bottom=0.1, hspace=0.5,
+            2, 2, figure=figure, width_ratios=(1.75, 1), left=0.075, right=0.985, top=0.83, bottom=0.1, hspace=0.5,
             wspace=0.2,
         )  # fmt: skip
         _draw_plane(figure.add_subplot(grid[:, 0]), scene)
@@ -204,6 +204,8 @@ def _draw_story(axes: Axes, scene: Scene) -> None:
     highest = max(float(scene.story[:, 1:4].max(initial=0)), 1.0)
     for kind, column in COLUMNS.items():
         colour, marker = KINDS[kind]
+        if kind != "attractor" and not scene.story[:, column].any():
+            continue
         axes.plot(
             epochs, scene.story[:, column], color=colour, marker=marker if len(epochs) <= 40 else "", ms=4, lw=1.6,
             label=f"{kind}s",
@@ -220,6 +222,6 @@ def _draw_story(axes: Axes, scene: Scene) -> None:
         [tick for tick in MaxNLocator(4, integer=True).tick_values(0, highest) if 0 <= tick <= highest * 1.2]
     )
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-    axes.set_xticks(np.unique(np.linspace(epochs[0], epochs[-1], 6).round()))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set_title("over training")
     axes.legend(loc="upper left", ncols=3, handlelength=1.2, columnspacing=0.8, fontsize=8)

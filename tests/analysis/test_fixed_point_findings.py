@@ -238,10 +238,14 @@ def test_no_attractor_is_raised_where_nothing_rests():
     assert not raised(SITUATIONS["a line"](), "no_attractor")
 
 
-def test_no_attractor_is_not_raised_by_a_search_that_stopped_early():
+def test_a_search_that_stopped_early_needs_restless_states_to_say_that_nothing_rests():
     found = SITUATIONS["a cycle"]()
     skeleton = replace(found.chapter.skeleton, stopped="seconds")
-    assert not raised(replace(found, chapter=replace(found.chapter, skeleton=skeleton)), "no_attractor")
+    hurried = replace(found, chapter=replace(found.chapter, skeleton=skeleton))
+    assert hurried.motion.moving == 1
+    assert raised(hurried, "no_attractor")
+    assert not raised(replace(hurried, motion=replace(hurried.motion, moving=0.9)), "no_attractor")
+    assert not raised(replace(hurried, motion=None), "no_attractor")
 
 
 @pytest.mark.parametrize(("name", "below", "above"), [

@@ -106,7 +106,22 @@ def test_a_picture_of_the_landscape_is_kept_for_every_look_that_draws(fit):
 
 def test_default_settings_look_at_the_first_and_the_last_epoch(fit):
     trainer = fit(FixedPointTracker(on_error="raise"))
-    assert "fixed_points/encoder.rnn/zero/attractors" in trainer.callback_metrics
+    assert trainer.callback_metrics["fixed_points/encoder.rnn/zero/attractors"] == 1
+    assert trainer.callback_metrics["fixed_points/encoder.rnn/zero/complete"] == 1
+
+
+def test_two_trackers_keep_their_files_apart(fit):
+    class Two(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.GRU(FEATURES, UNITS, batch_first=True)
+
+        def forward(self, x):
+            return super().forward(x) + self.other(x)[0].mean()
+
+    fit(tracker(module="encoder.rnn"), tracker(module="other"), model=Two, max_epochs=1)
+    seen = [{tag.split("/")[1] for tag in report.arrays} for report in reports(fit)]
+    assert sorted(map(sorted, seen)) == [["encoder.rnn"], ["other"]]
 
 
 @pytest.mark.parametrize("family", ["gru", "lstm"])
@@ -173,6 +188,11 @@ def test_contexts_hold_what_they_say(fit):
         assert arrays[f"fixed_points/encoder.rnn/{name}/inputs"] == pytest.approx(held.numpy(), abs=1e-6)
 
 
+def test_a_name_is_enough(fit):
+    fit(tracker(contexts="mean"))
+    assert {tag.split("/")[2] for tag in reports(fit)[-1].scalars if tag.endswith("/births")} == {"mean"}
+
+
 def test_a_list_of_names_is_enough(fit):
     fit(tracker(contexts=["zero", "mean"]))
     assert {tag.split("/")[2] for tag in reports(fit)[-1].scalars if tag.endswith("/births")} == {"zero", "mean"}
@@ -186,8 +206,8 @@ def test_a_context_that_raises_is_said_once_and_costs_only_itself(fit):
     watcher = tracker(contexts={"zero": "zero", "attack": broken}, on_error="warn")
     said = said_in(lambda: fit(watcher, max_epochs=3))
     assert len(said) == 1
-    assert "context 'attack' could not be made" in said[0]
-    assert "no such square" in said[0]
+    assert "context 'attack' could not be made for encoder.rnn (KeyError: 'no such square')" in said[0]
+    assert "\n" not in said[0]
     scalars = reports(fit)[-1].scalars
     assert "fixed_points/encoder.rnn/zero/attractors" in scalars
     assert scalars["fixed_points/failed_looks"] == 3
@@ -208,7 +228,7 @@ def test_a_context_that_does_not_reach_the_layer_is_said(fit):
 
 
 MISUSE = {
-    "unknown name": ({"contexts": ["middle"]}, "'middle' is none of 'zero', 'mean', nor the import path of a function"),
+    "unknown name": ({"contexts": "middle"}, "'middle' is none of 'zero', 'mean', nor the import path of a function"),
     "no name": ({"contexts": {"a/b": "zero"}}, "contexts: 'a/b' is no name"),
     "empty": ({"contexts": []}, "contexts must be names or a dict of inputs by name, got []"),
     "wrong size": ({"contexts": {"here": [1.0]}}, "'here' has 1 numbers, but encoder.rnn takes inputs of 3"),
@@ -221,6 +241,7 @@ MISUSE = {
     "flag": ({"flags": {"stuck": 1.0}}, "flags: 'stuck' is none of no_attractor"),
     "threshold": ({"flags": {"explosion": "many"}}, "the threshold of 'explosion' must be a number or null"),
     "flags": ({"flags": ["explosion"]}, "flags must be a dict of thresholds by name"),
+    "a word": ({"basins": "yes"}, "basins must be true or false, got 'yes'"),
     "seconds": ({"max_seconds": 0}, "max_seconds must be a number above 0, got 0"),
     "starts": ({"max_starts": True}, "max_starts must be a number above 0, got True"),
 }
@@ -236,7 +257,9 @@ def test_wrong_settings_are_refused_before_training(fit, settings, message):
 
 
 def test_a_bidirectional_module_is_refused_with_the_reason(fit):
-    with pytest.raises(MisconfigurationException, match=r"encoder.rnn is bidirectional: .* reverse cells the future"):
+    with pytest.raises(
+        MisconfigurationException, match=r"encoder.rnn is bidirectional: its reverse cells read the future"
+    ):
         fit(tracker(), model=Classifier(bidirectional=True))
 
 
@@ -252,7 +275,9 @@ class TwoReaders(Classifier):
 def test_beside_another_module_a_bidirectional_one_is_named_and_left_out(fit):
     said = said_in(lambda: fit(tracker(), model=TwoReaders))
     assert len(said) == 1
-    assert said[0].startswith("FixedPointTracker leaves out both is bidirectional")
+    assert said[0].startswith(
+        "FixedPointTracker leaves out both, which is bidirectional: its reverse cells read the future"
+    )
     assert not any("/both/" in tag for tag in reports(fit)[-1].scalars)
 
 
@@ -338,6 +363,22 @@ def test_trajectories_are_coloured_by_label(fit, monkeypatch, labels, expected):
     count = len(scenes[0].labels)
     assert count == len(scenes[0].landscape.trajectories) == 16
     assert scenes[0].labels.tolist() == expected(x, y)[:count].double().tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda batch: batch[0], "labels must give one number per sequence, (B,), got shape (8, 7, 3)"),
+        (broken, "KeyError: 'no such square'"),
+    ],
+)
+def test_labels_that_are_none_are_said_once(fit, labels, message):
+    said = said_in(lambda: fit(tracker(labels=labels, on_error="warn", figure_every_n_epochs=1)))
+    assert len(said) == 1
+    assert message in said[0]
+    assert "fixed_points/encoder.rnn/zero/attractors" in reports(fit)[-1].scalars
+    with pytest.raises(RuntimeError, match="labels raised on a batch"):
+        fit(tracker(labels=labels))
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
