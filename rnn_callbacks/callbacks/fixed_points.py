@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any, ClassVar, Literal, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -28,9 +27,8 @@ from ..sinks import Layout
 from .base import EpochCallback, Observe
 from .contexts import Context, check_sizes, held_input, read_contexts
 from .importing import function_of
+from .labels import SequenceLabels
 from .look import Look
-
-Labels = Any
 
 
 @final
@@ -108,7 +106,7 @@ class FixedPointTracker(EpochCallback):
         module: str | list[str] | None = None,
         contexts: str | list[str] | dict[str, Any] | None = None,
         *,
-        labels: Labels = None,
+        labels: Any = None,
         flags: dict[str, float | None] | None = None,
         slow_points: bool = False,
         basins: bool = False,
@@ -138,8 +136,7 @@ class FixedPointTracker(EpochCallback):
         self.max_starts = max_starts
         self.max_seconds = max_seconds
         self._batch: Any = None
-        self._labels: dict[int, NDArray[np.float64]] = {}
-        self._label_fault: Exception | None = None
+        self._labels = SequenceLabels(labels)
 
     # ---- what is remembered ----------------------------------------------------------------------------------------
 
@@ -187,19 +184,8 @@ class FixedPointTracker(EpochCallback):
 
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if number == 0:
-            self._labels.clear()
-            self._label_fault = None
             self._batch = batch if any(map(callable, read_contexts(self.contexts).values())) else None
-        try:
-            found = _targets(batch) if self.labels is None else function_of("labels", self.labels)(batch)
-            labels = None if found is None else torch.as_tensor(found).detach().double().cpu()
-            if labels is not None and labels.dim() != 1:
-                raise ValueError(f"labels must give one number per sequence, (B,), got shape {tuple(labels.shape)}")
-        except Exception as fault:  # said once at the look, not at every batch
-            self._label_fault = fault
-            return
-        if labels is not None:
-            self._labels[number] = labels.numpy()
+        self._labels.hear(number, batch)
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
@@ -211,8 +197,8 @@ class FixedPointTracker(EpochCallback):
         texts: dict[str, str] = {}
         figures = {}
         left = len(look.tapes) * len(contexts)
-        if self._label_fault is not None:
-            self._leave_out("labels", "labels raised on a batch; trajectories stay grey", self._label_fault)
+        if self._labels.fault is not None:
+            self._leave_out("labels", "labels raised on a batch; trajectories stay grey", self._labels.fault)
         for name in look.tapes:
             traces = look.cells(name)
             equations = [equation_of(of_cell[0].cell) for of_cell in traces.values()]
@@ -236,7 +222,7 @@ class FixedPointTracker(EpochCallback):
                     self._tell(where, findings, scalars, texts)
                     scene = partial(
                         self._scene, f"{name}/{context}", Flow(tuple(equations), inputs), findings, visited,
-                        self._colours(visited),
+                        self._labels.of(visited),
                     )  # fmt: skip
                     title = f"{name}, {context} input held: epoch {look.epoch}"
                     figures[where] = partial(draw_landscape, scene, title=title)
@@ -330,14 +316,6 @@ class FixedPointTracker(EpochCallback):
                 if flag.name in WARNED:
                     self._guard.say(f"{where} {flag.name}", f"{place}, flag {flag.name}: {flag.meaning}")
 
-    def _colours(self, visited: Visited) -> NDArray[np.float64] | None:
-        """One label for each trajectory, where all have one."""
-        found = [
-            self._labels[batch][row] if batch in self._labels and row < len(self._labels[batch]) else np.nan
-            for batch, row in visited.sequences
-        ]
-        return np.array(found) if found and np.isfinite(found).all() else None
-
     def _scene(
         self, key: str, flow: Flow, findings: Findings, visited: Visited, labels: NDArray[np.float64] | None
     ) -> Scene:
@@ -364,12 +342,3 @@ class FixedPointTracker(EpochCallback):
                 "time spent looking, share of training": ["Multiline", [r"^fixed_points/overhead$"]],
             }
         }
-
-
-def _targets(batch: Any) -> Tensor | None:
-    """The classes of an ``(input, target)`` batch, one for each sequence."""
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
-        targets = batch[1]
-        if targets.dim() == 1 and not targets.is_floating_point() and not targets.is_complex():
-            return targets
-    return None
