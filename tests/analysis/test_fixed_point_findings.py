@@ -244,7 +244,9 @@ def test_a_search_that_stopped_early_needs_restless_states_to_say_that_nothing_r
     hurried = replace(found, chapter=replace(found.chapter, skeleton=skeleton))
     assert hurried.motion.moving == 1
     assert raised(hurried, "no_attractor")
-    assert not raised(replace(hurried, motion=replace(hurried.motion, moving=0.9)), "no_attractor")
+    halting = replace(hurried.motion, moving=0.9)
+    assert not raised(replace(hurried, motion=halting), "no_attractor")
+    assert raised(replace(found, motion=halting), "no_attractor")  # a whole search that found none is enough
     assert not raised(replace(hurried, motion=None), "no_attractor")
 
 

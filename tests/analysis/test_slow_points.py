@@ -357,3 +357,9 @@ def test_a_run_without_time_says_nothing():
     found = motion_of(plain([[-2.0]]), box(128, 1), deadline=time.perf_counter())
     assert (found.moving, found.diverging, found.period, found.speed) == (0, 0, 0, 0)
     assert CYCLE_STEPS > 3
+
+
+def test_a_root_that_the_search_had_missed_is_no_ghost():
+    cell, states = plain([[2.0]]), box(64, 1)
+    found = find_ghosts(flow_of(cell), states, points_of(cell, states)[:0], 1.0)
+    assert len(found.states) == 0
