@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from ..analysis.visited import Visited
 from ..capture import Recorder, recurrent_modules
 from ..cells import cells
 from .importing import function_of
+from .look import rehearsal
 
 Context = str | Sequence[float] | Callable[..., Any]
 NAMED = ("zero", "mean")
@@ -92,8 +92,7 @@ def held_input(given: Context, visited: Visited, pl_module: pl.LightningModule, 
     if not callable(given):
         return torch.tensor(given, dtype=torch.float64)
     raw = given(batch)
-    model = copy.deepcopy(pl_module)
-    model.eval()
+    model = rehearsal(pl_module)
     with Recorder(model, modules={module: recurrent_modules(model)[module]}) as recorder, torch.no_grad():
         if isinstance(raw, dict):
             model(**raw)

@@ -26,6 +26,7 @@ from ..report import Report
 from ..sinks import Layout
 from .base import EpochCallback, Observe
 from .contexts import Context, check_sizes, held_input, read_contexts
+from .guard import check_whole_number
 from .importing import function_of
 from .labels import SequenceLabels
 from .look import Look
@@ -156,10 +157,13 @@ class FixedPointTracker(EpochCallback):
         if self.flags is not None and not isinstance(self.flags, dict):
             raise ValueError(f"flags must be a dict of thresholds by name, got {self.flags!r}")
         check_thresholds(self.flags or {})
-        for name in ("max_starts", "max_seconds"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        check_whole_number(type(self).__name__, "max_starts", self.max_starts)
+        if (
+            isinstance(self.max_seconds, bool)
+            or not isinstance(self.max_seconds, (int, float))
+            or not self.max_seconds > 0
+        ):
+            raise ValueError(f"max_seconds must be a number above 0, got {self.max_seconds!r}")
         for name in ("slow_points", "basins"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -205,7 +209,7 @@ class FixedPointTracker(EpochCallback):
             visited = self._visit(name, traces, equations)
             if visited is not None:
                 scalars[f"fixed_points/{name}/rebuild_error"] = visited.rebuild_error
-            if visited is None or not self._trust(name, visited):
+            if visited is None or not self._guard.believes(name, "a cell", visited.rebuild_error, visited.tolerance):
                 left -= len(contexts)
                 continue
             for context, given in contexts.items():
@@ -245,18 +249,6 @@ class FixedPointTracker(EpochCallback):
             self._guard.say(f"unvisited {name}", f"FixedPointTracker: {name} is left out for now, because {error}.")
             return None
 
-    def _trust(self, name: str, visited: Visited) -> bool:
-        if visited.rebuild_error > visited.tolerance:
-            self._guard.say(
-                f"refused {name}",
-                f"FixedPointTracker: {name} is left out, because its hidden states cannot be rebuilt from its weights "
-                f"(they differ by {visited.rebuild_error:.2g}, rounding explains {visited.tolerance:.0e}). Usual "
-                "reasons: weights that changed while it was being heard, a forward method of its own, or dropout "
-                "between layers on an accelerator (listen to validation instead).",
-            )
-            return False
-        return True
-
     def _hold(self, look: Look, name: str, context: str, given: Context, visited: Visited) -> Tensor | None:
         try:
             inputs = held_input(given, visited, look.pl_module, name, self._batch)
@@ -282,7 +274,7 @@ class FixedPointTracker(EpochCallback):
             resumed = unpack(self._packed.pop(key), equations)
             if resumed is not None:
                 self._histories[key] = resumed
-        options = {"max_starts": int(self.max_starts), "deadline": deadline, "seed": look.epoch}
+        options = {"max_starts": self.max_starts, "deadline": deadline, "seed": look.epoch}
         before = self._histories.get(key)
         if before is None or not before.fits(equations):
             after, chapter = begin(equations, inputs, search(equations, inputs, pools, **options))  # type: ignore[arg-type]

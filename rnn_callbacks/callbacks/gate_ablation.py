@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,7 +13,7 @@ from ..analysis.gate_ablation import Hold, ablatable, held_value, hold_gate, res
 from ..analysis.gates import GateStatistics
 from ..capture import recurrent_modules
 from ..cells import Cell
-from .look import Look
+from .look import Look, rehearsal
 
 
 @final
@@ -37,7 +36,7 @@ def losses_without_gates(
     """
     if not ablatable(recurrent_modules(look.pl_module)[name]):
         return {}
-    model = _rehearsal(look.pl_module)
+    model = rehearsal(look.pl_module)
     module = recurrent_modules(model)[name]
     plain = with_plain_weights(module)
     if plain is not module:
@@ -50,14 +49,6 @@ def losses_without_gates(
             changes[f"{cell.name}/{gate}"] = _loss(look.trainer, model, batches) - whole
             restore(plain, before)
     return changes
-
-
-def _rehearsal(pl_module: pl.LightningModule) -> pl.LightningModule:
-    """A copy on which everything may be tried: what it logs goes nowhere, its metrics are its own."""
-    model = copy.deepcopy(pl_module)
-    model.trainer = pl_module.trainer
-    model.eval()
-    return model
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -190,16 +190,7 @@ class GateMonitor(EpochCallback):
     def _trust(self, name: str, statistics: Sequence[GateStatistics]) -> bool:
         """Whether the rebuilt states are those of the module; if not, nothing that rests on them is reported."""
         worst = max(statistics, key=lambda s: s.rebuild_error / s.tolerance)
-        if worst.rebuild_error <= worst.tolerance:
-            return True
-        self._guard.say(
-            f"refused {name}",
-            f"GateMonitor: {name} is left out, because its hidden states cannot be rebuilt from its weights (cell "
-            f"{worst.cell} differs by {worst.rebuild_error:.2g}, rounding explains {worst.tolerance:.0e}). Usual "
-            "reasons: weights that changed while it was being heard, a forward method of its own, or dropout between "
-            "layers on an accelerator (listen to validation instead).",
-        )
-        return False
+        return self._guard.believes(name, f"cell {worst.cell}", worst.rebuild_error, worst.tolerance)
 
     def _flag(self, where: str, statistics: GateStatistics, scalars: dict[str, float], texts: dict[str, str]) -> None:
         place = where.removeprefix("gates/")

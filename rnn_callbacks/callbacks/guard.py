@@ -88,6 +88,19 @@ class Guard:
             # A registry of its own: Python's would swallow the same words in a second run of one process.
             warnings.warn_explicit(words, RecurrentHealthWarning, "rnn_callbacks", 1, "rnn_callbacks", registry={})
 
+    def believes(self, name: str, where: str, error: float, tolerance: float) -> bool:
+        """Whether rebuilt states are those of a module; if not, says why nothing that rests on them is reported."""
+        if error <= tolerance:
+            return True
+        self.say(
+            f"refused {name}",
+            f"{self.owner}: {name} is left out, because its hidden states cannot be rebuilt from its weights ({where} "
+            f"differs by {error:.2g}, rounding explains {tolerance:.0e}). Usual reasons: weights that changed while it "
+            "was being heard, a forward method of its own, or dropout between layers on an accelerator (listen to "
+            "validation instead).",
+        )
+        return False
+
 
 def check_whole_number(owner: str, name: str, value: object, *, optional: bool = False) -> None:
     """Refuse anything but a whole number from 1 (or None)."""

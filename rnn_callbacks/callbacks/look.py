@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import final
 
@@ -25,6 +26,20 @@ class Look:
     def cells(self, module: str) -> dict[str, list[Trace]]:
         """Traces of every cell of a module, by cell name."""
         return traces_by_cell(self.tapes[module])
+
+
+def rehearsal(pl_module: pl.LightningModule) -> pl.LightningModule:
+    """A copy on which everything may be tried: what it logs goes nowhere, its metrics are its own."""
+    model = copy.deepcopy(pl_module)
+    model.trainer = pl_module.trainer
+    model.eval()
+    for method in ("log", "log_dict"):
+        object.__setattr__(model, method, _say_nothing)
+    return model
+
+
+def _say_nothing(*args: object, **options: object) -> None:
+    """In place of a copy's ``log``."""
 
 
 def logging_step(trainer: pl.Trainer) -> int:

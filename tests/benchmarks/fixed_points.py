@@ -19,6 +19,7 @@ from rnn_callbacks.cells import cells
 
 from ..flip_flop import BITS, flip_flop, train
 from ..reference_dynamics import find_reference_points
+from .gates import cpu
 
 FAMILIES = ("rnn", "lstm", "gru")
 SEEDS = {16: range(5), 64: range(5), 128: range(2)}
@@ -73,12 +74,7 @@ def residual(module, states):
 
 def timed(function, rounds=5):
     function()
-    taken = []
-    for _ in range(rounds):
-        start = time.process_time()
-        function()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
+    return statistics.median(cpu(function) for _ in range(rounds))
 
 
 def rows():

@@ -190,6 +190,17 @@ def test_contexts_hold_what_they_say(fit):
         assert arrays[f"fixed_points/encoder.rnn/{name}/inputs"] == pytest.approx(held.numpy(), abs=1e-6)
 
 
+class Logs(Embedded):
+    def forward(self, x):
+        self.log("sequences", float(len(x)), batch_size=len(x), reduce_fx="min")
+        return super().forward(x)
+
+
+def test_what_a_context_makes_the_model_log_goes_nowhere(fit):
+    trainer = fit(tracker(contexts={"second": second_sequence}), model=Logs)
+    assert trainer.callback_metrics["sequences"] == 8  # whole batches; the context ran on a single sequence
+
+
 def test_a_name_is_enough(fit):
     fit(tracker(contexts="mean"))
     assert {tag.split("/")[2] for tag in reports(fit)[-1].scalars if tag.endswith("/births")} == {"mean"}
@@ -245,7 +256,7 @@ MISUSE = {
     "flags": ({"flags": ["explosion"]}, "flags must be a dict of thresholds by name"),
     "a word": ({"basins": "yes"}, "basins must be true or false, got 'yes'"),
     "seconds": ({"max_seconds": 0}, "max_seconds must be a number above 0, got 0"),
-    "starts": ({"max_starts": True}, "max_starts must be a number above 0, got True"),
+    "starts": ({"max_starts": 0.5}, "max_starts must be a whole number from 1, got 0.5"),
 }
 
 
