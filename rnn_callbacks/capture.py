@@ -13,6 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .boundary import await_gradients, returns_gradient
 from .cells import Cell, is_recurrent
 from .crossing import Crossing, Room, read_call
 from .hooks import Ear, uncompiled
@@ -64,6 +67,7 @@ class Recorder:
         max_sequences: how many sequences to keep per module, the first ones heard; a module called several times in a
             batch keeps the same sequences of the batch at each call.
         max_megabytes: where to stop before that, per module, so that long or wide sequences cannot fill the memory.
+        gradients: keep the gradients that come back to the outputs too, and only calls to which some can.
 
     Raises:
         ValueError: when a limit is not positive or the model has no recurrent module.
@@ -76,6 +80,7 @@ class Recorder:
         modules: Mapping[str, nn.Module] | None = None,
         max_sequences: int = 256,
         max_megabytes: float = 32.0,
+        gradients: bool = False,
     ) -> None:
         self.modules = dict(recurrent_modules(model) if modules is None else modules)
         if not self.modules:
@@ -84,6 +89,7 @@ class Recorder:
             raise ValueError(f"limits must be positive, got {max_sequences} sequences and {max_megabytes} megabytes")
         self.max_sequences = max_sequences
         self.max_megabytes = max_megabytes
+        self.gradients = gradients
         self.faults: dict[str, Exception] = {}  # what went wrong while listening, by module; never raised in a forward
         self.seconds = 0.0  # time spent in hooks since `open`
         self._model = model
@@ -187,8 +193,11 @@ class Recorder:
                 return
             start = time.perf_counter()
             try:
+                crossing = Crossing.of(module, args, kwargs, output, self._rng_states.get(name))
+                if self.gradients and not returns_gradient(crossing):
+                    return
                 with torch.inference_mode(False), torch.no_grad():
-                    self._keep(name, Crossing.of(module, args, kwargs, output, self._rng_states.get(name)), room)
+                    self._keep(name, crossing, room)
             except Exception as fault:  # a forward pass of the user's must not fail for our sake
                 self.faults[name] = fault
             self.seconds += time.perf_counter() - start
@@ -196,7 +205,8 @@ class Recorder:
         return listen
 
     def _room(self, name: str) -> Room | None:
-        room = Room(self.max_sequences - self._heard[name], self.max_megabytes - self._bytes[name] / 2**20)
+        left = self.max_megabytes - self._bytes[name] / 2**20
+        room = Room(self.max_sequences - self._heard[name], left, self.gradients)
         return room if room.sequences > 0 and room.megabytes > 0 else None
 
     def _keep(self, name: str, crossing: Crossing, room: Room) -> None:
@@ -213,11 +223,21 @@ class Recorder:
                 self._keep(name, crossing, less)
             return
         self._current[name] = max(self._current[name], len(call.lengths))
-        self._bytes[name] += sum(t.nbytes for t in (call.inputs, call.outputs, call.previous) if t is not None)
+        kept = [call.inputs, call.outputs, call.previous]
+        if self.gradients:
+            boundary = await_gradients(crossing, call, partial(self._heard_gradient, name))
+            call = replace(call, boundaries=(boundary,))
+            kept.append(boundary.outputs)
+        self._bytes[name] += sum(tensor.nbytes for tensor in kept if tensor is not None)
         if passage is None:
             passages.append([call])
         else:
             passage.append(call)
+
+    def _heard_gradient(self, name: str, seconds: float, fault: Exception | None) -> None:
+        self.seconds += seconds
+        if fault is not None:
+            self.faults[name] = fault
 
     def _cells(self, name: str, module: nn.Module) -> tuple[Cell, ...]:
         """The module's equations; taken again in training at every batch, otherwise only if the weights moved."""

@@ -45,10 +45,11 @@ class Room:
 
     sequences: int
     megabytes: float  # of inputs and outputs; one sequence is kept however long it is
+    gradients: bool = False  # of the outputs are kept too
 
-    def within(self, dtype: torch.dtype, *parts: Tensor) -> int:
+    def within(self, dtype: torch.dtype, inputs: Tensor, outputs: Tensor) -> int:
         """How many sequences to keep of tensors that have them in front."""
-        size = dtype.itemsize * sum(part.shape[1:].numel() for part in parts)
+        size = dtype.itemsize * (inputs.shape[1:].numel() + (1 + self.gradients) * outputs.shape[1:].numel())
         return min(self.sequences, max(1, int(self.megabytes * 2**20 / size)))
 
 

@@ -64,7 +64,7 @@ def traces(call: Call) -> tuple[Trace, ...]:
     for the host's generator; with another one the rebuilt top layer will not match and be refused as such.
     """
     layers = 1 + max(cell.place.layer for cell in call.cells)
-    masks = _masks(call, layers - 1)
+    masks = dropout_masks(call, layers - 1)
     found: list[Trace] = []
     inputs = call.inputs
     for layer in range(layers):
@@ -162,7 +162,7 @@ def _run_fused(stack: list[Cell], inputs: Tensor, lengths: Tensor, initial: Tens
     return outputs.detach().transpose(0, 1)
 
 
-def _masks(call: Call, gaps: int) -> list[Tensor]:
+def dropout_masks(call: Call, gaps: int) -> list[Tensor]:
     """What dropout multiplied the states between the layers by, one ``(B, T, directions * P)`` for each gap.
 
     Empty without dropout. torch draws for all sequences and steps of a call at once, layer after layer; for packed ones

@@ -34,6 +34,24 @@ class Dropout:
 
 
 @final
+@dataclass(eq=False)
+class Boundary:
+    """The gradients of the loss that came back to what one call returned; zero until they arrive."""
+
+    outputs: Tensor  # (B, T, directions * P)
+    final: Tensor  # (C, B, D), of the states returned beside the outputs
+    connected: bool  # whether gradient can go on into the state that the call was given
+    complete: bool  # whether every sequence of the call is recorded
+    arrived: bool = False
+
+    def head(self, sequences: int) -> Boundary:
+        """The same, of the first sequences only."""
+        if sequences >= len(self.outputs):
+            return self
+        return replace(self, outputs=self.outputs[:sequences], final=self.final[:, :sequences], complete=False)
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Call:
     """One passage of B sequences of up to T steps through a recurrent module with C cells. Lives in host memory."""
@@ -49,6 +67,7 @@ class Call:
     precision: torch.dtype  # in which the module computed; the recording is float32 at least
     device: str  # "cpu", "cuda", ...
     dropout: tuple[Dropout, ...] = ()  # between layers, where it was active: one for each call that was joined
+    boundaries: tuple[Boundary, ...] = ()  # where gradients are listened for: one for each call that was joined
 
     @property
     def tolerance(self) -> float:
@@ -73,6 +92,7 @@ class Call:
             lengths=self.lengths[:sequences],
             initial=self.initial[:, :sequences],
             final=self.final[:, :sequences],
+            boundaries=tuple(boundary.head(sequences) for boundary in self.boundaries),
         )
 
 
@@ -155,6 +175,7 @@ def join(calls: Sequence[Call]) -> Call:
         final=final,
         previous=along_time(previous) if previous else None,
         dropout=tuple(dropout for call in calls for dropout in call.dropout),
+        boundaries=tuple(boundary for call in calls for boundary in call.boundaries),
     )
 
 

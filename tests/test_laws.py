@@ -142,7 +142,7 @@ def test_the_model_can_be_copied_and_saved_at_every_moment_of_a_watched_run(fit,
 # ---- 2. imports go down ----------------------------------------------------------------------------------------------
 
 # Within the ground floor there is an order too: equations, then what was heard, who listens, and what is rebuilt.
-GROUND = ["cells", "tape", "crossing", "hooks", "snapshot", "capture", "rebuild"]
+GROUND = ["cells", "tape", "crossing", "boundary", "hooks", "snapshot", "capture", "rebuild"]
 FLOORS = dict.fromkeys(GROUND, 0) | {"analysis": 1, "figures": 2, "report": 2, "sinks": 3, "compare": 3, "callbacks": 4}
 OUTSIDE = {  # what each floor may import of others, beside the standard library
     0: {"torch"},

@@ -1,0 +1,254 @@
+"""The total gradient at every step of every layer, from the direct one at a module's boundary.
+
+Walks a call's layers from the top down and each cell's steps from the last back, a few sequences at a time. Beside the
+real gradients of the first few sequences travel *impulses*: the direct gradient of one single step, from which one sees
+how far back the loss of that moment is felt.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..rebuild import Trace, dropout_masks, flip, traces
+from ..tape import Call
+from .linearisation import Linearisation, linearise
+
+ROWS = 8192  # steps in work at a time, so that memory stays flat
+STRETCH = 8  # steps after which impulses are scaled back, before single precision loses them
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Impulses:
+    """What is left, further and further back, of the direct gradient of a single step; one row per sequence."""
+
+    sizes: Tensor  # (F, T), log of |dL/dc| (|dL/dh| without a memory) at each lag; -inf where nothing is left
+    lags: Tensor  # (F,), the longest lag that was heard; -1 where a sequence has no direct gradient
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CellGradients:
+    """Total gradients of one cell over the B sequences of a call, in the order in which the cell reads."""
+
+    trace: Trace
+    total: Tensor  # (T, B, D), dL/d[h_t, c_t]: with all that goes through later steps, dL/dc_t with what h_t shows of it
+    sent: Tensor  # (T, B), size of the gradient of the state after each step, h and c apart, ...
+    received: Tensor  # (T, B), ... and of what the step hands on of it to the state before
+    impulses: Impulses
+    contribution: Tensor  # (T,), |dL/dU| that each step makes, of the first few sequences; 0 for unknown cells
+    bias: Tensor  # (G * H,), dL/d(bias_hh) over all steps and sequences, torch's row order; empty for unknown cells
+    rebuild_error: float  # of the hidden states from which this was made
+    input_gradients: Tensor | None  # (T, B, I), where asked for
+
+
+def total_gradients(call: Call, *, impulses: int = 8, inputs: bool = False) -> tuple[CellGradients, ...]:
+    """The total gradient through every step of every cell of a module, lowest layer first.
+
+    Args:
+        call: with the boundary gradients that arrived.
+        impulses: for how many sequences to follow single moments too.
+        inputs: give the gradients of the module's own inputs as well.
+
+    Raises:
+        ValueError: when the call was recorded without gradients.
+    """
+    if not call.boundaries:
+        raise ValueError("the call has no gradients: record it with Recorder(model, gradients=True)")
+    walked = traces(call)
+    layers = 1 + max(trace.cell.place.layer for trace in walked)
+    masks = dropout_masks(call, layers - 1)
+    outputs = _along_time([boundary.outputs for boundary in call.boundaries], call)
+    found: dict[int, CellGradients] = {}
+    for layer in reversed(range(layers)):
+        rows = [row for row, trace in enumerate(walked) if trace.cell.place.layer == layer]
+        below = torch.zeros((), dtype=outputs.dtype)
+        for row, mine in zip(rows, outputs.chunk(len(rows), dim=2), strict=True):
+            trace = walked[row]
+            mine = flip(mine, trace.lengths) if trace.cell.place.reverse else mine
+            found[row] = _of_cell(trace, call, _direct(mine, trace, call, row), impulses, inputs=inputs or layer > 0)
+            handed = found[row].input_gradients
+            if handed is not None:
+                handed = handed.transpose(0, 1)
+                below = below + (flip(handed, trace.lengths) if trace.cell.place.reverse else handed)
+        outputs = below * masks[layer - 1] if masks and layer else below
+    return tuple(found[row] for row in sorted(found))
+
+
+def _along_time(parts: Sequence[Tensor], call: Call) -> Tensor:
+    """Gradients of calls that were joined, one after the other; those of sequences that had left are zero."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = parts[0].new_zeros(call.outputs.shape[1], *call.outputs.shape[::2])
+    begin = 0
+    for part in parts:
+        whole[begin : begin + part.shape[1], : len(part)] = part.transpose(0, 1)
+        begin += part.shape[1]
+    return whole.transpose(0, 1)
+
+
+def _ends(call: Call) -> list[int]:
+    """One past the last step of each call that was joined."""
+    return torch.tensor([boundary.outputs.shape[1] for boundary in call.boundaries]).cumsum(0).tolist()
+
+
+def _direct(outputs: Tensor, trace: Trace, call: Call, row: int) -> Tensor:
+    """Direct gradient of the whole state, ``(T, B, D)``: what came to the outputs, and to the states returned last."""
+    sequences, steps, width = outputs.shape
+    state = outputs.new_zeros(steps, sequences, trace.cell.state_size)
+    valid = torch.arange(steps)[:, None] < trace.lengths
+    state[..., :width] = outputs.transpose(0, 1) * valid[..., None]
+    begin = 0
+    for boundary, end in zip(call.boundaries, _ends(call), strict=True):
+        last = trace.lengths[: boundary.final.shape[1]].clamp(max=end) - 1
+        there = (last >= begin).nonzero().squeeze(1)
+        state[last[there], there] += boundary.final[row, there]
+        begin = end
+    return state
+
+
+def _of_cell(trace: Trace, call: Call, direct: Tensor, few: int, *, inputs: bool) -> CellGradients:
+    steps, sequences = direct.shape[:2]
+    size = max(1, ROWS // steps)
+    begins = [0, *range(min(few, sequences), sequences, size)] if few else list(range(0, sequences, size))
+    parts = [
+        _of_group(trace, call, direct[:, begin:end], slice(begin, end), follow=few > 0 and begin == 0, inputs=inputs)
+        for begin, end in zip(begins, [*begins[1:], sequences], strict=True)
+        if begin < end
+    ]
+    handed = [part.input_gradients for part in parts if part.input_gradients is not None]
+    return CellGradients(
+        trace=trace,
+        total=torch.cat([part.total for part in parts], 1),
+        sent=torch.cat([part.sent for part in parts], 1),
+        received=torch.cat([part.received for part in parts], 1),
+        impulses=parts[0].impulses,
+        contribution=parts[0].contribution,
+        bias=torch.stack([part.bias for part in parts]).sum(0),
+        rebuild_error=max(part.rebuild_error for part in parts),
+        input_gradients=torch.cat(handed, 1) if handed else None,
+    )
+
+
+def _of_group(
+    trace: Trace, call: Call, direct: Tensor, group: slice, *, follow: bool, inputs: bool
+) -> CellGradients:
+    """Some of the sequences, few enough to be in work at once."""
+    cell = trace.cell
+    steps, sequences, size = direct.shape
+    flow = linearise(trace, group)
+    gradients = direct.new_zeros(steps, 1 + follow, sequences, size)
+    gradients[:, 0] = direct
+    inner = direct.new_empty(steps, 1 + follow, sequences, flow.width)
+    anchors = _set_impulses(gradients, trace.lengths[group]) if follow else None
+    received = torch.zeros_like(direct[..., 0])
+    scales = _pull_back(flow, gradients, inner, call, _handed_on(trace, group), received)
+    sent = gradients[:, 0].norm(dim=2)
+    within = (received[1:] == 0).all(1)
+    received[1:][within] = (gradients[:-1, 0] - direct[:-1]).norm(dim=2)[within]
+    if cell.memory_size:
+        gradients[..., cell.output_size :] = flow.memory_gradients(gradients)
+    impulses = Impulses(direct.new_zeros(0, steps), torch.zeros(0, dtype=torch.long))
+    contribution = direct.new_zeros(steps)
+    if anchors is not None:
+        seen = gradients[:, 1, :, cell.output_size :] if cell.memory_size else gradients[:, 1]
+        impulses = _impulses(seen, scales, anchors)
+        if flow.knows_weights:
+            contribution = _contribution(flow, inner[:, 0], trace, group)
+    return CellGradients(
+        trace=trace,
+        total=gradients[:, 0],
+        sent=sent,
+        received=received,
+        impulses=impulses,
+        contribution=contribution,
+        bias=inner[:, 0].sum((0, 1), dtype=torch.float64) if flow.knows_weights else inner.new_zeros(0).double(),
+        rebuild_error=flow.error,
+        input_gradients=flow.input_gradients(gradients, inner) if inputs else None,
+    )
+
+
+def _set_impulses(gradients: Tensor, lengths: Tensor) -> Tensor:
+    """Put a single step's direct gradient, at size 1, in the second row of each sequence; the steps, -1 for none.
+
+    The steps are spread over the second half of the sequences, the last one first, as far as the loss has a say there.
+    """
+    anchors = torch.full_like(lengths, -1)
+    for row, length in enumerate(lengths.tolist()):
+        felt = gradients[:length, 0, row].abs().amax(1).nonzero().squeeze(1)
+        if len(felt):
+            wanted = length - 1 - row * (length // 2) // max(1, len(lengths))
+            anchor = int(felt[(felt - wanted).abs().argmin()])
+            impulse = gradients[anchor, 0, row].double()
+            gradients[anchor, 1, row] = (impulse / impulse.norm()).to(gradients.dtype)
+            anchors[row] = anchor
+    return anchors
+
+
+def _handed_on(trace: Trace, group: slice) -> Tensor | None:
+    """Whether each state was handed to the next step as it was, ``(T - 1, B)``; None where it always is."""
+    if trace.previous is None:
+        return None
+    width = trace.cell.output_size
+    return (trace.previous[group, 1:, :width] == trace.hidden[group, :-1]).all(2).transpose(0, 1)
+
+
+def _pull_back(
+    flow: Linearisation, gradients: Tensor, inner: Tensor, call: Call, handed_on: Tensor | None, received: Tensor
+) -> Tensor:
+    """Complete the gradients in place; log of what impulses must be multiplied with at each step, ``(T, B)``.
+
+    Where calls were joined, the gradient that goes from one to the one before came with the gradient of the state
+    returned last, or not at all; an impulse has to be handed on, if the state was, by a graph that lets it through.
+    """
+    steps, kinds, sequences, _ = gradients.shape
+    scales = torch.zeros(steps, sequences, dtype=torch.float64)
+    ends = _ends(call)
+    connected = {end: boundary.connected for end, boundary in zip(ends[:-1], call.boundaries[1:], strict=True)}
+    stops = sorted({0, *range(0, steps, STRETCH if kinds > 1 else steps), *ends})
+    offset = torch.zeros(sequences, dtype=torch.float64)
+    for begin, end in reversed(list(itertools.pairwise(stops))):
+        back = flow.pull(gradients, inner, begin, end)
+        scales[begin:end] = offset
+        if not begin:
+            break
+        if begin in connected:
+            received[begin] = back[0].norm(dim=1)
+        else:
+            gradients[begin - 1, 0] += back[0]
+        if kinds > 1 and connected.get(begin, True):
+            size = back[1].double().norm(dim=1)
+            size[size == 0] = 1.0
+            offset = offset + size.log()
+            impulse = back[1] / size.to(back.dtype)[:, None]
+            gradients[begin - 1, 1] += impulse if handed_on is None else impulse * handed_on[begin - 1][:, None]
+    return scales
+
+
+def _impulses(seen: Tensor, scales: Tensor, anchors: Tensor) -> Impulses:
+    """Sizes by lag, from what ``(T, F, P)`` is left of each impulse at each step."""
+    steps = len(seen)
+    sizes = (seen.double().norm(dim=2).log() + scales).T  # (F, T), by step
+    at = anchors[:, None] - torch.arange(steps)
+    by_lag = torch.where(at >= 0, sizes.gather(1, at.clamp(min=0)), -torch.inf)
+    return Impulses(by_lag, anchors)
+
+
+def _contribution(flow: Linearisation, inner: Tensor, trace: Trace, group: slice) -> Tensor:
+    """``|dL/dU|`` (Frobenius) from each step ``(T,)``, as the user counts steps, from products of sequences."""
+    before = flow.before
+    if trace.cell.place.reverse:
+        inner, before = (
+            flip(part.transpose(0, 1), trace.lengths[group]).transpose(0, 1) for part in (inner, before)
+        )
+        steps = torch.arange(len(inner))[:, None, None] < trace.lengths[group][:, None]
+        inner = inner * steps  # what `flip` repeats in the padding
+    deltas = torch.bmm(inner, inner.transpose(1, 2)).double()
+    states = torch.bmm(before, before.transpose(1, 2)).double()
+    return (deltas * states).sum((1, 2)).clamp(min=0).sqrt()

@@ -1,0 +1,111 @@
+"""The gradient that comes back to what a recurrent module returned.
+
+Hooks on a fused module's output hear only the *direct* gradient: what the loss says of ``h_t`` itself, without what it
+says of it through all later states. That is the boundary condition from which the rest follows by the equations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from .crossing import Crossing
+from .tape import Boundary, Call
+
+Done = Callable[[float, "Exception | None"], None]
+
+
+def returns_gradient(crossing: Crossing) -> bool:
+    """Whether anything that a module returned can be differentiated."""
+    return any(tensor.requires_grad for tensor in _tensors(crossing.output))
+
+
+def await_gradients(crossing: Crossing, call: Call, done: Done) -> Boundary:
+    """Listen for the gradients of what a call returned; they arrive when somebody runs the backward pass.
+
+    Args:
+        crossing: what the forward hook saw; nothing of its graph is kept.
+        call: the same as it was read, which says how many sequences to keep and in which precision.
+        done: told the seconds that each listening took, and what went wrong if something did: a backward pass of the
+            user's must not fail for our sake.
+    """
+    stepwise = call.cells[0].place.stepwise
+    output: Any = crossing.output
+    if isinstance(output, Tensor):  # an nn.GRUCell
+        output = (output,)
+    first, states = output[0], _tensors(output[1:])
+    read = _read_steps if stepwise else _sequence_reader(first, getattr(crossing.module, "batch_first", False))
+    boundary = Boundary(
+        outputs=torch.zeros_like(call.outputs),
+        final=torch.zeros_like(call.final),
+        connected=any(tensor.requires_grad for tensor in _tensors(crossing.hx)),
+        complete=len(call.lengths) == _sequences(first, read),
+    )
+
+    def keep_outputs(gradient: Tensor) -> None:
+        boundary.outputs[:] += read(gradient)[: len(call.lengths)].to(boundary.outputs)
+
+    def keep_states(begin: int, gradient: Tensor) -> None:
+        rows = gradient.reshape(len(call.cells), -1, gradient.shape[-1])[:, : len(call.lengths)]
+        boundary.final[..., begin : begin + rows.shape[2]] += rows.to(boundary.final)
+
+    _hook(first.data if isinstance(first, PackedSequence) else first, keep_outputs, boundary, done)
+    begin = call.cells[0].output_size if stepwise else 0  # a step's hidden state is its output
+    for state in states:
+        _hook(state, partial(keep_states, begin), boundary, done)
+        begin += state.shape[-1]
+    return boundary
+
+
+def _hook(tensor: Tensor, keep: Callable[[Tensor], None], boundary: Boundary, done: Done) -> None:
+    def listen(gradient: Tensor | None) -> None:
+        if gradient is None:  # torch also calls with nothing, where the loss does not use this output
+            return
+        begin = time.perf_counter()
+        fault: Exception | None = None
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                keep(gradient.detach())
+            boundary.arrived = True
+        except Exception as error:
+            fault = error
+        done(time.perf_counter() - begin, fault)
+
+    if tensor.requires_grad:
+        tensor.register_hook(listen)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, PackedSequence):
+        return [value.data]
+    return [tensor for part in value or () for tensor in _tensors(part)]
+
+
+def _read_steps(gradient: Tensor) -> Tensor:
+    """One step, ``(B, P)`` or ``(P,)``, as ``(B, 1, P)``."""
+    return gradient.reshape(-1, 1, gradient.shape[-1])
+
+
+def _sequence_reader(output: Tensor | PackedSequence, batch_first: bool) -> Callable[[Tensor], Tensor]:
+    """From the gradient of what a module returned to ``(B, T, directions * P)``."""
+    if isinstance(output, PackedSequence):
+        order = [None if way is None else way.cpu() for way in (output.sorted_indices, output.unsorted_indices)]
+        shape = PackedSequence(torch.empty(0, device="cpu"), output.batch_sizes, *order)
+        # Host memory from here on, since a part of the order lies there.
+        return lambda gradient: pad_packed_sequence(shape._replace(data=gradient.cpu()), batch_first=True)[0]
+    if output.dim() == 2:
+        return lambda gradient: gradient[None]
+    return (lambda gradient: gradient) if batch_first else (lambda gradient: gradient.transpose(0, 1))
+
+
+def _sequences(output: Tensor | PackedSequence, read: Callable[[Tensor], Tensor]) -> int:
+    """How many sequences a call had, recorded or not."""
+    return int(output.batch_sizes[0]) if isinstance(output, PackedSequence) else len(read(output.detach()))
