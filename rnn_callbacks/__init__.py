@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .callbacks.fixed_points import FixedPointTracker
     from .callbacks.gates import GateMonitor
+    from .callbacks.gradient_flow import GradientFlowMonitor
 
 __version__ = "0.1.0"
-__all__ = ["FixedPointTracker", "GateMonitor"]
+__all__ = ["FixedPointTracker", "GateMonitor", "GradientFlowMonitor"]
 
-_HOMES = {"FixedPointTracker": ".callbacks.fixed_points", "GateMonitor": ".callbacks.gates"}
+_HOMES = {
+    "FixedPointTracker": ".callbacks.fixed_points",
+    "GateMonitor": ".callbacks.gates",
+    "GradientFlowMonitor": ".callbacks.gradient_flow",
+}
 
 
 def __getattr__(name: str) -> object:

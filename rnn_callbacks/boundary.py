@@ -78,7 +78,7 @@ def _hook(tensor: Tensor, keep: Callable[[Tensor], None], boundary: Boundary, do
         done(time.perf_counter() - begin, fault)
 
     if tensor.requires_grad:
-        tensor.register_hook(listen)
+        tensor.register_hook(listen)  # type: ignore[no-untyped-call]
 
 
 def _tensors(value: Any) -> list[Tensor]:

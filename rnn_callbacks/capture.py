@@ -91,6 +91,7 @@ class Recorder:
         self.max_megabytes = max_megabytes
         self.gradients = gradients
         self.faults: dict[str, Exception] = {}  # what went wrong while listening, by module; never raised in a forward
+        self.cut: set[int] = set()  # batches of which not every call could be kept
         self.seconds = 0.0  # time spent in hooks since `open`
         self._model = model
         self._opened = ExitStack()
@@ -108,6 +109,7 @@ class Recorder:
         self._told = False  # whether somebody else says where batches begin,
         self._called = False  # or the model as a whole is called
         self.faults.clear()
+        self.cut.clear()
         self.seconds = 0.0
 
     def open(self) -> None:
@@ -189,6 +191,8 @@ class Recorder:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             # A forward pass inside a backward pass is activation checkpointing's second run of the same.
             room = self._room(name)
+            if room is None:
+                self.cut.add(self._batch)
             if name in self.faults or room is None or torch._C._current_graph_task_id() != -1:
                 return
             start = time.perf_counter()

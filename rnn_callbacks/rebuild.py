@@ -8,7 +8,7 @@ the hidden states rebuilt from its gates beside the recorded ones: if the two di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -124,7 +124,8 @@ _FUSED: dict[type[Cell], Callable[..., nn.RNNBase]] = {RNNCell: nn.RNN, LSTMCell
 def _run_layer(stack: list[Cell], inputs: Tensor, call: Call, initial: Tensor) -> Tensor:
     """Outputs ``(B, T, directions * P)`` of one layer: torch's own kernel where there is one, else step by step."""
     if type(stack[0]) in _FUSED:
-        return _run_fused(stack, inputs, call.lengths, initial)
+        outputs, _ = run_fused(fused_layer(stack), inputs, call.lengths, initial, stack[0].output_size)
+        return outputs.detach()
     ways = []
     for cell, state in zip(stack, initial, strict=True):
         source = flip(inputs, call.lengths) if cell.place.reverse else inputs
@@ -133,7 +134,8 @@ def _run_layer(stack: list[Cell], inputs: Tensor, call: Call, initial: Tensor) -
     return torch.cat(ways, dim=2)
 
 
-def _run_fused(stack: list[Cell], inputs: Tensor, lengths: Tensor, initial: Tensor) -> Tensor:
+def fused_layer(stack: Sequence[Cell]) -> nn.RNNBase:
+    """One layer of torch's own, with the weights of one cell, or of two that read in opposite directions."""
     first = stack[0]
     options: dict[str, Any] = {}
     if isinstance(first, RNNCell):
@@ -143,23 +145,31 @@ def _run_fused(stack: list[Cell], inputs: Tensor, lengths: Tensor, initial: Tens
     # On the meta device nothing is initialised, so no random number is drawn.
     layer = _FUSED[type(first)](first.input_size, first.units, bidirectional=len(stack) == 2, device="meta", **options)
     weights: dict[str, Tensor] = {}
-    for cell in stack:
+    for number, cell in enumerate(stack):
         assert isinstance(cell, (RNNCell, LSTMCell, GRUCell))
-        suffix = "_l0_reverse" if cell.place.reverse else "_l0"
+        suffix = "_l0_reverse" if number else "_l0"
         own = cell.weights
         weights |= {f"weight_ih{suffix}": own.ih, f"weight_hh{suffix}": own.hh}
         weights |= {f"bias_ih{suffix}": own.bias_ih, f"bias_hh{suffix}": own.bias_hh}
         if own.hr is not None:
             weights[f"weight_hr{suffix}"] = own.hr
     layer.load_state_dict(weights, assign=True)
-    hidden = initial[..., : first.output_size].contiguous()
-    state = (hidden, initial[..., first.output_size :].contiguous()) if first.memory_size else hidden
+    return layer
+
+
+def run_fused(
+    layer: nn.RNNBase, inputs: Tensor, lengths: Tensor, initial: Tensor, output_size: int
+) -> tuple[Tensor, Any]:
+    """Outputs ``(B, T, directions * P)`` of one layer of torch's own, and the states it returns last."""
+    hidden = initial[..., :output_size].contiguous()
+    memory = initial[..., output_size:].contiguous()
+    state = (hidden, memory) if memory.shape[-1] else hidden
     if bool((lengths == inputs.shape[1]).all()):
-        outputs: Tensor = layer(inputs.transpose(0, 1), state)[0]
+        outputs, last = layer(inputs.transpose(0, 1), state)
     else:
-        packed, _ = layer(pack_padded_sequence(inputs.transpose(0, 1), lengths, enforce_sorted=False), state)
+        packed, last = layer(pack_padded_sequence(inputs.transpose(0, 1), lengths, enforce_sorted=False), state)
         outputs = pad_packed_sequence(packed, total_length=inputs.shape[1])[0]
-    return outputs.detach().transpose(0, 1)
+    return outputs.transpose(0, 1), last
 
 
 def dropout_masks(call: Call, gaps: int) -> list[Tensor]:

@@ -19,8 +19,8 @@ from ..rebuild import Trace, dropout_masks, flip, traces
 from ..tape import Call
 from .linearisation import Linearisation, linearise
 
-ROWS = 8192  # steps in work at a time, so that memory stays flat
-STRETCH = 8  # steps after which impulses are scaled back, before single precision loses them
+ROWS = 2048  # steps in work at a time: memory stays flat, and larger pieces were slower
+STRETCH = 16  # steps after which impulses are scaled back, before single precision loses them
 
 
 @final
@@ -38,12 +38,16 @@ class CellGradients:
     """Total gradients of one cell over the B sequences of a call, in the order in which the cell reads."""
 
     trace: Trace
-    total: Tensor  # (T, B, D), dL/d[h_t, c_t]: with all that goes through later steps, dL/dc_t with what h_t shows of it
+    total: (
+        Tensor  # (T, B, D), dL/d[h_t, c_t]: with all that goes through later steps, dL/dc_t with what h_t shows of it
+    )
     sent: Tensor  # (T, B), size of the gradient of the state after each step, h and c apart, ...
     received: Tensor  # (T, B), ... and of what the step hands on of it to the state before
     impulses: Impulses
     contribution: Tensor  # (T,), |dL/dU| that each step makes, of the first few sequences; 0 for unknown cells
-    bias: Tensor  # (G * H,), dL/d(bias_hh) over all steps and sequences, torch's row order; empty for unknown cells
+    direct: Tensor  # (T, B, D), what of it was heard at the boundary, or came from the layer above
+    bias: Tensor  # (B, G * H), dL/d(bias_hh) of each sequence, torch's row order; no columns for unknown cells
+    joined: bool  # whether several calls over parts of the sequences make up the whole
     rebuild_error: float  # of the hidden states from which this was made
     input_gradients: Tensor | None  # (T, B, I), where asked for
 
@@ -130,15 +134,15 @@ def _of_cell(trace: Trace, call: Call, direct: Tensor, few: int, *, inputs: bool
         received=torch.cat([part.received for part in parts], 1),
         impulses=parts[0].impulses,
         contribution=parts[0].contribution,
-        bias=torch.stack([part.bias for part in parts]).sum(0),
+        direct=direct,
+        bias=torch.cat([part.bias for part in parts]),
+        joined=parts[0].joined,
         rebuild_error=max(part.rebuild_error for part in parts),
         input_gradients=torch.cat(handed, 1) if handed else None,
     )
 
 
-def _of_group(
-    trace: Trace, call: Call, direct: Tensor, group: slice, *, follow: bool, inputs: bool
-) -> CellGradients:
+def _of_group(trace: Trace, call: Call, direct: Tensor, group: slice, *, follow: bool, inputs: bool) -> CellGradients:
     """Some of the sequences, few enough to be in work at once."""
     cell = trace.cell
     steps, sequences, size = direct.shape
@@ -168,7 +172,9 @@ def _of_group(
         received=received,
         impulses=impulses,
         contribution=contribution,
-        bias=inner[:, 0].sum((0, 1), dtype=torch.float64) if flow.knows_weights else inner.new_zeros(0).double(),
+        direct=direct,
+        bias=inner[:, 0].sum(0) if flow.knows_weights else inner.new_zeros(sequences, 0),
+        joined=len(call.boundaries) > 1 and trace.previous is None,
         rebuild_error=flow.error,
         input_gradients=flow.input_gradients(gradients, inner) if inputs else None,
     )
@@ -179,15 +185,15 @@ def _set_impulses(gradients: Tensor, lengths: Tensor) -> Tensor:
 
     The steps are spread over the second half of the sequences, the last one first, as far as the loss has a say there.
     """
-    anchors = torch.full_like(lengths, -1)
-    for row, length in enumerate(lengths.tolist()):
-        felt = gradients[:length, 0, row].abs().amax(1).nonzero().squeeze(1)
-        if len(felt):
-            wanted = length - 1 - row * (length // 2) // max(1, len(lengths))
-            anchor = int(felt[(felt - wanted).abs().argmin()])
-            impulse = gradients[anchor, 0, row].double()
-            gradients[anchor, 1, row] = (impulse / impulse.norm()).to(gradients.dtype)
-            anchors[row] = anchor
+    sequences = torch.arange(len(lengths))
+    wanted = lengths - 1 - sequences * (lengths // 2) // max(1, len(lengths))
+    felt = (gradients[:, 0] != 0).any(2)  # (T, B)
+    away = (torch.arange(len(felt))[:, None] - wanted).abs().masked_fill(~felt, len(felt))
+    anchors = torch.where(felt.any(0), away.argmin(0), -1)
+    impulses = gradients[anchors, 0, sequences].double()
+    sizes = impulses.norm(dim=1, keepdim=True)
+    heard = (anchors >= 0).nonzero().squeeze(1)
+    gradients[anchors[heard], 1, heard] = (impulses / sizes)[heard].to(gradients.dtype)
     return anchors
 
 
@@ -244,9 +250,7 @@ def _contribution(flow: Linearisation, inner: Tensor, trace: Trace, group: slice
     """``|dL/dU|`` (Frobenius) from each step ``(T,)``, as the user counts steps, from products of sequences."""
     before = flow.before
     if trace.cell.place.reverse:
-        inner, before = (
-            flip(part.transpose(0, 1), trace.lengths[group]).transpose(0, 1) for part in (inner, before)
-        )
+        inner, before = (flip(part.transpose(0, 1), trace.lengths[group]).transpose(0, 1) for part in (inner, before))
         steps = torch.arange(len(inner))[:, None, None] < trace.lengths[group][:, None]
         inner = inner * steps  # what `flip` repeats in the padding
     deltas = torch.bmm(inner, inner.transpose(1, 2)).double()

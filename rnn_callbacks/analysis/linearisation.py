@@ -113,7 +113,7 @@ class _Gru(Linearisation):
             width=3 * units,
             state_size=units,
         )
-        # dh'/d(pre-activation) of reset, of torch's z, and of the candidate, first as the inputs see it, then as U does.
+        # dh'/d(pre-activation) of reset, of torch's z, of the candidate: first as the inputs see it, then as U does.
         self._new = (1 - keep).mul_(new.square_().neg_().add_(1))
         factors = torch.empty_like(drive)
         torch.mul(self._new, inner, out=factors[:, :, 0])
@@ -305,23 +305,17 @@ def _linearise(
 
 
 @_linearise.register
-def _(
-    cell: RNNCell, inputs: Tensor, before: Tensor, hidden: Tensor, lengths: Tensor, memory: Tensor
-) -> Linearisation:
+def _(cell: RNNCell, inputs: Tensor, before: Tensor, hidden: Tensor, lengths: Tensor, memory: Tensor) -> Linearisation:
     return _Elman(cell, inputs, before, hidden, lengths)
 
 
 @_linearise.register
-def _(
-    cell: GRUCell, inputs: Tensor, before: Tensor, hidden: Tensor, lengths: Tensor, memory: Tensor
-) -> Linearisation:
+def _(cell: GRUCell, inputs: Tensor, before: Tensor, hidden: Tensor, lengths: Tensor, memory: Tensor) -> Linearisation:
     return _Gru(cell, inputs, before, hidden, lengths)
 
 
 @_linearise.register
-def _(
-    cell: LSTMCell, inputs: Tensor, before: Tensor, hidden: Tensor, lengths: Tensor, memory: Tensor
-) -> Linearisation:
+def _(cell: LSTMCell, inputs: Tensor, before: Tensor, hidden: Tensor, lengths: Tensor, memory: Tensor) -> Linearisation:
     return _Lstm(cell, inputs, before, hidden, lengths, memory)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
@@ -23,6 +24,7 @@ from .look import Look, logging_step
 from .schedule import Schedule
 
 Observe = Literal["validation", "train"]
+SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
 class EpochCallback(pl.Callback, ABC):
@@ -44,6 +46,7 @@ class EpochCallback(pl.Callback, ABC):
     """
 
     noun: ClassVar[str]
+    hears_gradients: ClassVar[bool] = False  # whether the backward pass is listened to as well; with observe="train"
 
     def __init__(
         self,
@@ -96,6 +99,14 @@ class EpochCallback(pl.Callback, ABC):
     def remember(self, memory: dict[str, Any]) -> None:
         """Take `memory` back from a checkpoint; an empty one when a run begins."""
 
+    def finish(self, trainer: pl.Trainer) -> None:
+        """The run is over, or broke off: say what has not been said."""
+
+    @property
+    def watched(self) -> dict[str, nn.Module]:
+        """The modules that are listened to, by name; none before a run and after it."""
+        return dict(self._modules)
+
     @property
     def state_key(self) -> str:
         """Tells apart several callbacks of one class that watch different modules."""
@@ -128,6 +139,11 @@ class EpochCallback(pl.Callback, ABC):
                 "dataloader, a validation_step and limit_val_batches above 0. To listen to training batches instead, "
                 f'write {type(self).__name__}(observe="train").'
             )
+        if self.hears_gradients and isinstance(trainer.strategy, SHARDED):
+            raise MisconfigurationException(
+                f"{type(self).__name__} needs whole gradients, and {type(trainer.strategy).__name__} leaves each "
+                'process a part of them; train with strategy="ddp", or leave it out.'
+            )
         # Modules may still be made: Lightning calls the model's own setup after this one.
         if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):
             self._find_modules(pl_module)
@@ -141,7 +157,7 @@ class EpochCallback(pl.Callback, ABC):
                 peer._find_modules(pl_module)
             modules = {name: module for peer in peers for name, module in peer._modules.items()}
             most = max(peer.max_sequences for peer in peers)
-            self._recorder = Recorder(pl_module, modules=modules, max_sequences=most)
+            self._recorder = Recorder(pl_module, modules=modules, max_sequences=most, gradients=self.hears_gradients)
 
     def _serve_monitors(self, trainer: pl.Trainer) -> None:
         """Whoever stops or saves by one of our tags reads it at every epoch, and takes a missing one for an old one."""
@@ -179,7 +195,8 @@ class EpochCallback(pl.Callback, ABC):
 
     def _peers(self, trainer: pl.Trainer) -> list[EpochCallback]:
         """Callbacks that listen to the same passes; they share one recorder, held by the first."""
-        return [c for c in trainer.callbacks if isinstance(c, EpochCallback) and c.observe == self.observe]  # type: ignore[attr-defined]
+        everyone = [c for c in trainer.callbacks if isinstance(c, EpochCallback)]  # type: ignore[attr-defined]
+        return [c for c in everyone if (c.observe, c.hears_gradients) == (self.observe, self.hears_gradients)]
 
     def _leads(self, trainer: pl.Trainer) -> bool:
         return self._peers(trainer)[0] is self
@@ -364,12 +381,14 @@ class EpochCallback(pl.Callback, ABC):
             self._guard.say("nothing", f"{type(self).__name__} saw nothing: no {self.observe} batch was heard{due}.")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._leave()
+        self._leave(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._leave()
+        self._leave(trainer)
 
-    def _leave(self) -> None:
+    def _leave(self, trainer: pl.Trainer) -> None:
+        with self._guard:
+            self.finish(trainer)
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None

@@ -1,0 +1,317 @@
+"""Sizes of parameter gradients at every step, kept where the gradients are and fetched only now and then.
+
+Asking for a number (``.item()``) makes a GPU finish its work first. So each step writes one row of norms into a buffer
+on the gradients' own device, and `NormMeter.drain` copies all rows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+ABSENT = -1.0  # in place of a norm, where a parameter had no gradient
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GradientNorms:
+    """L2 norms of the gradients of P parameters and Q gate blocks at n optimizer steps; `ABSENT` without a gradient."""
+
+    steps: NDArray[np.int64]  # (n,), as the loggers count them
+    parameters: tuple[str, ...]
+    blocks: tuple[str, ...]  # parts of some of the parameters: the rows of one gate
+    norm: NDArray[np.float64]  # (n, P), before clipping
+    clipped: NDArray[np.float64]  # (n, P), after clipping
+    block_norm: NDArray[np.float64]  # (n, Q), before clipping
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """Norm of all gradients of a step together, before clipping, ``(n,)``."""
+        return _together(self.norm)
+
+    @property
+    def clipped_total(self) -> NDArray[np.float64]:
+        """The same after clipping."""
+        return _together(self.clipped)
+
+    @property
+    def was_clipped(self) -> NDArray[np.bool_]:
+        """Whether clipping shrank a step's gradients, by more than a thousandth, ``(n,)``."""
+        before, after = self.total, self.clipped_total
+        return np.isfinite(before) & (after < 0.999 * before)
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Whether all of a step's gradients are finite numbers, ``(n,)``."""
+        found: NDArray[np.bool_] = np.all(np.isfinite(self.norm), axis=1)
+        return found
+
+    def scalars(self) -> dict[str, float]:
+        """Medians over the steps; a NaN counts as infinite, since no plot shows it."""
+        if not len(self.steps):
+            return {}
+        total = _beyond_all(self.total)
+        found = {
+            "total/norm": float(np.median(total)),
+            "total/norm_max": float(total.max()),
+            "total/norm_clipped": float(np.median(_beyond_all(self.clipped_total))),
+            "total/clipped": float(self.was_clipped.mean()),
+            "total/non_finite": float(1 - self.finite.mean()),
+        }
+        for name, norms in zip(self.parameters, self.norm.T, strict=True):
+            found[f"parameters/{name}/norm"] = _median(norms)
+        return found | {
+            f"{name}/norm": _median(norms) for name, norms in zip(self.blocks, self.block_norm.T, strict=True)
+        }
+
+
+def _together(norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.sqrt((np.where(norms == ABSENT, 0.0, norms) ** 2).sum(1))
+    return found
+
+
+def _beyond_all(norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isnan(norms), np.inf, norms)
+
+
+def _median(norms: NDArray[np.float64]) -> float:
+    there = _beyond_all(norms[norms != ABSENT])
+    return float(np.median(there)) if len(there) else 0.0
+
+
+def joined(parts: Sequence[GradientNorms]) -> GradientNorms:
+    """Several stretches of steps as one."""
+    first = parts[0]
+    return GradientNorms(
+        np.concatenate([part.steps for part in parts]),
+        first.parameters,
+        first.blocks,
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("norm", "clipped", "block_norm")),
+    )
+
+
+class NormMeter:
+    """Takes the norms of all gradients, a row at a time.
+
+    Args:
+        parameters: by name.
+        blocks: of some parameters, names of the equal parts into which their rows fall, one for each gate.
+        capacity: rows between two fetches; more are taken, at the price of a larger buffer.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], blocks: Mapping[str, Sequence[str]], capacity: int
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.blocks = {name: tuple(parts) for name, parts in blocks.items()}
+        self.capacity = capacity
+        self._columns: list[tuple[int, int]] = []  # of each column: parameter and part
+        for number, name in enumerate(self.parameters):
+            self._columns += [(number, part) for part in range(len(self.blocks.get(name, (name,))))]
+        self._first = {number: column for column, (number, part) in enumerate(self._columns) if part == 0}
+        self._plan = [(parameter, len(self.blocks.get(name, (name,)))) for name, parameter in self.parameters.items()]
+        self._rings: dict[torch.device, Tensor] = {}  # (2, capacity, columns): before and after clipping
+        self._steps: list[int] = []
+        self._shares: list[float | None] = []  # clipping limit of each row, where what it does is known
+        self._measured: list[bool] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to fetch."""
+        return len(self._steps) >= self.capacity
+
+    def take(self, step: int, *, members: Collection[int] | None = None, limit: float | None = None) -> None:
+        """Add a row: the norms as they are now.
+
+        Args:
+            step: as the loggers count.
+            members: ``id`` of the parameters whose gradients mean something now; all by default.
+            limit: the norm to which the gradients will be clipped, as ``torch.nn.utils.clip_grad_norm_`` does it.
+        """
+        row = len(self._steps)
+        if any(row >= ring.shape[1] for ring in self._rings.values()):
+            self._rings = {
+                device: torch.cat([ring, torch.full_like(ring, ABSENT)], 1) for device, ring in self._rings.items()
+            }
+        self._write(0, row, members)
+        self._steps.append(step)
+        self._shares.append(limit)
+        self._measured.append(False)
+
+    def take_clipped(self, row: int, *, members: Collection[int] | None = None) -> None:
+        """Measure a row again, after clipping."""
+        self._write(1, row, members)
+        self._measured[row] = True
+
+    def _write(self, layer: int, row: int, members: Collection[int] | None) -> None:
+        if members is None and self._write_all(layer, row):
+            return
+        gradients: dict[torch.device, list[Tensor]] = {}
+        columns: dict[torch.device, list[int]] = {}
+        for number, (name, parameter) in enumerate(self.parameters.items()):
+            gradient = parameter.grad
+            if gradient is None or (members is not None and id(parameter) not in members):
+                continue
+            gradient = _dense(gradient)
+            parts = gradient.chunk(len(self.blocks[name])) if name in self.blocks else (gradient,)
+            gradients.setdefault(gradient.device, []).extend(parts)
+            first = self._first[number]
+            columns.setdefault(gradient.device, []).extend(range(first, first + len(parts)))
+        for device, tensors in gradients.items():
+            wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+            dtype = torch.float64 if wide else torch.float32  # half precision would overflow
+            norms = torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
+            ring = self._rings.get(device)
+            if ring is None or (wide and ring.dtype != dtype):
+                ring = self._new_ring(device, dtype)
+            if len(norms) == len(self._columns):
+                ring[layer, row] = norms
+            else:
+                ring[layer, row, torch.tensor(columns[device], device=device)] = norms
+
+    def _write_all(self, layer: int, row: int) -> bool:
+        """The usual case, without a wasted moment: every parameter has a plain gradient, all on one device."""
+        if len(self._rings) != 1:
+            return False
+        ((device, ring),) = self._rings.items()
+        tensors: list[Tensor] = []
+        for parameter, parts in self._plan:
+            gradient = parameter.grad
+            if gradient is None or gradient.dtype != torch.float32 or gradient.is_sparse or gradient.device != device:
+                return False
+            if parts == 1:
+                tensors.append(gradient)
+            else:
+                tensors += gradient.detach().chunk(parts)
+        norms = torch._foreach_norm(tensors, 2)
+        if ring.dtype == torch.float32:
+            torch.stack(norms, out=ring[layer, row])
+        else:
+            ring[layer, row] = torch.stack(norms)
+        return True
+
+    def _new_ring(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        rows = max([self.capacity, *(ring.shape[1] for ring in self._rings.values())])
+        ring = torch.full((2, rows, len(self._columns)), ABSENT, device=device, dtype=dtype)
+        if device in self._rings:
+            ring.copy_(self._rings[device])
+        self._rings[device] = ring
+        return ring
+
+    def drain(self) -> GradientNorms:
+        """All rows since the last time, and an empty buffer."""
+        rows = len(self._steps)
+        found = np.full((2, rows, len(self._columns)), ABSENT)
+        for ring in self._rings.values():
+            copied = ring[:, :rows].cpu().double().numpy()
+            found = np.where(copied == ABSENT, found, copied)
+            ring.fill_(ABSENT)
+        before = self._by_parameter(found[0])
+        after = self._by_parameter(found[1])
+        for row, (limit, measured) in enumerate(zip(self._shares, self._measured, strict=True)):
+            if not measured:
+                whole = _together(before[row : row + 1])[0]
+                share = 1.0 if limit is None else min(1.0, limit / (whole + 1e-6)) if np.isfinite(whole) else 1.0
+                after[row] = np.where(before[row] == ABSENT, ABSENT, before[row] * share)
+        steps = np.array(self._steps, dtype=np.int64)
+        self._steps, self._shares, self._measured = [], [], []
+        blocks = [(column, self._block(column)) for column in range(len(self._columns))]
+        return GradientNorms(
+            steps=steps,
+            parameters=tuple(self.parameters),
+            blocks=tuple(name for _, name in blocks if name is not None),
+            norm=before,
+            clipped=after,
+            block_norm=found[0][:, [column for column, name in blocks if name is not None]],
+        )
+
+    def _block(self, column: int) -> str | None:
+        number, part = self._columns[column]
+        parts = self.blocks.get(list(self.parameters)[number])
+        return None if parts is None else parts[part]
+
+    def _by_parameter(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``(n, P)``: the parts of a parameter put together."""
+        found = np.full((len(columns), len(self.parameters)), ABSENT)
+        for number in range(len(self.parameters)):
+            own = columns[:, [column for column, (owner, _) in enumerate(self._columns) if owner == number]]
+            found[:, number] = np.where((own == ABSENT).all(1), ABSENT, _together(own))
+        return found
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """The values of a gradient, real and without gaps."""
+    if gradient.is_sparse:
+        gradient = gradient.coalesce().values()
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient.detach()
+
+
+# Of each precision: integers of the same width, bits of the fraction, mask of the exponent, and its bias.
+_BITS = {
+    torch.float32: (torch.int32, 23, 0xFF, 127),
+    torch.float64: (torch.int64, 52, 0x7FF, 1023),
+    torch.float16: (torch.int16, 10, 0x1F, 15),
+    torch.bfloat16: (torch.int16, 7, 0xFF, 127),
+}
+LOWEST, HIGHEST = -127, 128  # exponents that are told apart; the ends take all that lies beyond
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GradientSizes:
+    """How large single elements of P gradients are, at one step, in powers of two."""
+
+    parameters: tuple[str, ...]
+    elements: NDArray[np.int64]  # (P,)
+    zeros: NDArray[np.int64]  # (P,), exactly zero
+    subnormal: NDArray[np.int64]  # (P,), not zero, and too small for the full precision of their type
+    nan: NDArray[np.int64]  # (P,)
+    infinite: NDArray[np.int64]  # (P,)
+    counts: NDArray[np.int64]  # (P, HIGHEST - LOWEST + 1), of floor(log2 |g|), of all others
+
+    @property
+    def zero_share(self) -> NDArray[np.float64]:
+        """Share of elements that are exactly zero, ``(P,)``, in [0, 1]."""
+        found: NDArray[np.float64] = self.zeros / np.maximum(self.elements, 1)
+        return found
+
+
+def gradient_sizes(gradients: Mapping[str, Tensor]) -> GradientSizes:
+    """Count elements by the bits of their exponent: exact, in one pass, without a logarithm."""
+    rows = []
+    for gradient in gradients.values():
+        values = _dense(gradient).contiguous().flatten()
+        integer, fraction, mask, bias = _BITS[values.dtype]
+        bits = values.view(integer)
+        exponents = (bits >> fraction).bitwise_and_(mask).to(torch.int32)
+        found = torch.bincount(exponents, minlength=mask + 1)
+        counts = found.new_zeros(HIGHEST - LOWEST + 1)
+        at = (torch.arange(1, mask, device=values.device) - bias).clamp(LOWEST, HIGHEST) - LOWEST
+        counts.index_add_(0, at, found[1:mask])
+        zeros = values.numel() - values.count_nonzero()
+        nan = values.isnan().sum()
+        facts = torch.stack([found.sum(), zeros, found[0] - zeros, nan, found[mask] - nan])
+        rows.append(torch.cat([facts, counts]).cpu())
+    table = torch.stack(rows).numpy() if rows else np.zeros((0, 6 + HIGHEST - LOWEST), dtype=np.int64)
+    elements, zeros, subnormal, nan, infinite = table[:, :5].T
+    return GradientSizes(tuple(gradients), elements, zeros, subnormal, nan, infinite, table[:, 5:])
+
+
+def update_ratios(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """|change| / |weights before| of each parameter, by one step of the optimizer; 0 for weights that are all zero."""
+    if not before:
+        return {}
+    old = list(before.values())
+    changes = torch.stack([(after[name].detach() - value).norm().cpu() for name, value in before.items()])
+    sizes = torch.stack([value.norm().cpu() for value in old])
+    ratios = torch.where(sizes > 0, changes / sizes, 0.0)
+    return dict(zip(before, ratios.tolist(), strict=True))

@@ -1,0 +1,163 @@
+"""When parameter gradients are measured, and what the logger gets of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from ..analysis.gradient_norms import GradientNorms, GradientSizes, NormMeter, gradient_sizes, joined, update_ratios
+from ..analysis.spectra import PARTS
+from ..cells import cells
+
+CAPACITY = 1000  # rows between two fetches, at most
+KEPT = 10_000  # steps of an epoch that its look describes, the last ones
+COPIED = 64 * 2**20  # bytes of weights that are copied to see how an optimizer step moves them
+
+
+@final
+class StepMeter:
+    """Measures the gradients of every optimizer step of one run.
+
+    Args:
+        trainer: of the run.
+        pl_module: its model.
+        modules: the recurrent modules whose gates are told apart, by name.
+    """
+
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, modules: Mapping[str, nn.Module]) -> None:
+        self.parameters = {
+            name.replace("_orig_mod.", ""): parameter for name, parameter in pl_module.named_parameters()
+        }
+        self.every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        capacity = min(CAPACITY, self.every) if self.every else CAPACITY
+        self.meter = NormMeter(self.parameters, self._gates(modules), capacity)
+        self.sizes: GradientSizes | None = None  # of the latest step that was looked at closely ...
+        self.ratios: dict[str, float] = {}  # ... and how it moved the weights
+        self.scaled = (
+            getattr(trainer.precision_plugin, "scaler", None) is not None
+        )  # then some steps overflow by design
+        self._limit, self._measures = _clipping(trainer, pl_module)
+        self._epoch = -1
+        self._history: list[GradientNorms] = []  # of the current epoch
+        self._losses: list[Tensor] = []
+        self._loss = (0.0, 0)  # sum and number of the epoch's
+        self._rows: list[tuple[int, frozenset[int] | None]] = []  # of the current batch
+        self._members: dict[int, tuple[int, frozenset[int] | None]] = {}  # by optimizer
+        self._before: dict[str, Tensor] = {}
+
+    def _gates(self, modules: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        found: dict[str, list[str]] = {}
+        for module_name, module in modules.items():
+            for cell in cells(module) if isinstance(module, (nn.RNNBase, nn.RNNCellBase)) else ():
+                weight = module._parameters.get("weight_hh" if cell.place.stepwise else f"weight_hh_{cell.name}")
+                if weight is not None and id(weight) in names and type(cell) in PARTS:
+                    found[names[id(weight)]] = [f"{module_name}.{cell.name}/{part}" for part in PARTS[type(cell)]]
+        return found
+
+    def before_step(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """An optimizer is about to step: gradients are whole, unscaled, and not clipped yet."""
+        if trainer.current_epoch != self._epoch:
+            self._epoch = trainer.current_epoch
+            self._history.clear()
+            self._loss = (0.0, 0)
+        members = self._members_of(optimizer)
+        self._rows.append((len(self.meter), members))
+        self.meter.take(step, members=members, limit=self._limit)
+        if self.sizes is None or (self.every and (step + 1) % self.every == 0):
+            self._look_closely(members)
+
+    def _members_of(self, optimizer: torch.optim.Optimizer) -> frozenset[int] | None:
+        """``id`` of an optimizer's parameters; None if they are all there are."""
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._members.get(id(optimizer))
+        if known is None or known[0] != count:
+            members = frozenset(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+            every = frozenset(map(id, self.parameters.values()))
+            known = self._members[id(optimizer)] = (count, None if members >= every else members)
+        return known[1]
+
+    def _look_closely(self, members: frozenset[int] | None) -> None:
+        mine = {n: p for n, p in self.parameters.items() if members is None or id(p) in members}
+        self.sizes = gradient_sizes({name: p.grad for name, p in mine.items() if p.grad is not None})
+        left = COPIED
+        for name, parameter in mine.items():
+            if parameter.grad is not None and parameter.nbytes <= left:
+                left -= parameter.nbytes
+                self._before[name] = parameter.detach().clone()
+
+    def after_batch(self, outputs: Any) -> None:
+        """A training batch is over: gradients are clipped, weights have moved."""
+        if self._rows and self._measures:
+            for row, members in self._rows:
+                self.meter.take_clipped(row, members=members)
+        self._rows.clear()
+        if self._before:
+            self.ratios |= update_ratios(self._before, self.parameters)
+            self._before.clear()
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self._losses.append(loss.detach().reshape(()))
+        if self.meter.full or len(self._losses) >= CAPACITY:
+            self.fetch()
+
+    def due(self, step: int) -> bool:
+        """Whether the loggers are to get numbers now."""
+        return bool(len(self.meter)) and bool(self.every) and (step + 1) % self.every == 0
+
+    def fetch(self) -> GradientNorms | None:
+        """What was measured since the last time."""
+        if self._losses:
+            losses = torch.stack(self._losses).double().cpu()
+            self._losses.clear()
+            self._loss = (self._loss[0] + float(losses.sum()), self._loss[1] + len(losses))
+        if not len(self.meter):
+            return None
+        norms = self.meter.drain()
+        self._history.append(norms)
+        while sum(len(part.steps) for part in self._history[1:]) >= KEPT:
+            del self._history[0]
+        return norms
+
+    @property
+    def epoch(self) -> GradientNorms | None:
+        """All steps of the epoch, or its last `KEPT`."""
+        return joined(self._history) if self._history else None
+
+    @property
+    def loss(self) -> float | None:
+        """Mean of the training loss over the epoch's batches, where the training step returns it."""
+        total, batches = self._loss
+        return total / batches if batches else None
+
+    def scalars(self, norms: GradientNorms) -> dict[str, float]:
+        """Of some steps, and of the latest step that was looked at closely; frozen parameters are left out."""
+        found = norms.scalars()
+        found |= {f"parameters/{name}/update_ratio": ratio for name, ratio in self.ratios.items()}
+        if self.sizes is not None:
+            shares = zip(self.sizes.parameters, self.sizes.zero_share, strict=True)
+            found |= {f"parameters/{name}/zeros": float(share) for name, share in shares}
+        frozen = {name for name, parameter in self.parameters.items() if not parameter.requires_grad}
+        return {
+            tag: value
+            for tag, value in found.items()
+            if not (tag.startswith("parameters/") and tag.split("/", 2)[1] in frozen)
+        }
+
+
+def _clipping(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[float | None, bool]:
+    """The norm to which Lightning will clip, and whether clipped gradients must be measured because nobody can know."""
+    if not pl_module.automatic_optimization:  # clipped already, if at all
+        return None, False
+    if is_overridden("configure_gradient_clipping", pl_module):
+        return None, True
+    limit = trainer.gradient_clip_val
+    if not limit:
+        return None, False
+    by_value = str(trainer.gradient_clip_algorithm or "norm").rpartition(".")[2].lower() == "value"
+    return (None, True) if by_value else (float(limit), False)
