@@ -9,7 +9,8 @@ def unrolled(module, sequences, initial=None):
     """Every state of every cell, as tensors of one graph, from one step of one sequence at a time.
 
     ``sequences`` are tensors ``(T_b, I)``; ``initial`` gives ``(h0, c0)``, ``(C, P)`` and ``(C, H)``, for each.
-    Returns, for each sequence, a dict (cell name) -> ``(hs, cs)`` by position, and the outputs ``(T_b, directions * P)``.
+    Returns, for each sequence, a dict (cell name) -> ``(hs, cs)`` by position, and the outputs
+    ``(T_b, directions * P)``.
     """
     directions = ["", "_reverse"] if module.bidirectional else [""]
     width = module.proj_size or module.hidden_size

@@ -2,7 +2,8 @@
 
 The better one: the gradient of the recurrent bias, summed over all steps and sequences of a batch, must equal the
 module's own ``.grad``. Where that cannot be had (a batch too large to record, gradients averaged over processes, a
-frozen or missing bias), torch's own backward pass is run on a few of the recorded sequences with the same boundary gradients.
+frozen or missing bias), torch's own backward pass is run on a few of the recorded sequences with
+the same boundary gradients.
 """
 
 from __future__ import annotations

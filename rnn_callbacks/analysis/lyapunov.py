@@ -1,8 +1,8 @@
 """Do nearby states come together or drift apart along what the network really reads? Finite-time Lyapunov exponents.
 
 Tangents are pushed along with the states and made orthogonal again and again (Benettin et al. 1980); the mean log of
-how much each direction stretches per step is its exponent. Above 0 small differences grow (and so do gradients, on the way
-back); -1/exponent is a memory in time steps.
+how much each direction stretches per step is its exponent. Above 0 small differences grow (and so do
+gradients, on the way back); -1/exponent is a memory in time steps.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class GradientFlowMonitor(EpochCallback):
         on_error: ``warn`` or ``raise``.
 
     Logged every ``log_every_n_steps`` over the steps since, and at each look over the steps of the epoch;
-    ``{parameter}`` is a parameter's name, ``{module}`` the module's, ``{cell}`` one of ``l0``, ``l0_reverse``, ``l1``, ... or ``cell``:
+    ``{parameter}`` is a parameter's name, ``{module}`` the module's, ``{cell}`` one of ``l0``, ``l0_reverse``,
+    ``l1``, ... or ``cell``:
 
     - `gradient_flow/total/norm`: L2 norm of the whole gradient before clipping, median over steps.
     - `gradient_flow/total/norm_max`: the same, the largest.
