@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .crossing import Crossing
 from .tape import Boundary, Call
 
+NODES = 64  # of the graph that are searched for how outputs hang together
 Done = Callable[[float, "Exception | None"], None]
 
 
@@ -47,18 +48,24 @@ def await_gradients(crossing: Crossing, call: Call, done: Done) -> Boundary:
         connected=any(tensor.requires_grad for tensor in _tensors(crossing.hx)),
         complete=len(call.lengths) == _sequences(first, read),
     )
+    # Not so in torch's own modules for whole sequences: what they return last is a tensor of its own.
+    in_loop = not isinstance(crossing.module, nn.RNNBase)
 
     def keep_outputs(gradient: Tensor) -> None:
         boundary.outputs[:] += read(gradient)[: len(call.lengths)].to(boundary.outputs)
 
-    def keep_states(begin: int, gradient: Tensor) -> None:
+    def keep_states(begin: int, whole: bool, gradient: Tensor) -> None:
         rows = gradient.reshape(len(call.cells), -1, gradient.shape[-1])[:, : len(call.lengths)]
         boundary.final[..., begin : begin + rows.shape[2]] += rows.to(boundary.final)
+        if whole and not begin:  # the last state went into the outputs, whose gradient came first
+            boundary.final[..., : rows.shape[2]] -= boundary.outputs[:, -1]
 
     _hook(first.data if isinstance(first, PackedSequence) else first, keep_outputs, boundary, done)
     begin = call.cells[0].output_size if stepwise else 0  # a step's hidden state is its output
     for state in states:
-        _hook(state, partial(keep_states, begin), boundary, done)
+        whole = in_loop and _feeds(state, first)
+        boundary.memory_whole |= whole and begin > 0
+        _hook(state, partial(keep_states, begin, whole), boundary, done)
         begin += state.shape[-1]
     return boundary
 
@@ -79,6 +86,24 @@ def _hook(tensor: Tensor, keep: Callable[[Tensor], None], boundary: Boundary, do
 
     if tensor.requires_grad:
         tensor.register_hook(listen)  # type: ignore[no-untyped-call]
+
+
+def _feeds(state: Tensor, output: Tensor | PackedSequence) -> bool:
+    """Whether the output was made from this very state, so that the state's gradient includes the output's.
+
+    A step of ``nn.LSTMCell`` is made of single operations on a CPU, and its memory goes on into its hidden state; on a
+    GPU it is one operation that gives both.
+    """
+    output = output.data if isinstance(output, PackedSequence) else output
+    if state.grad_fn is None or output.grad_fn is None or state.grad_fn is output.grad_fn:
+        return False
+    front, seen = [output.grad_fn], 0
+    while front and seen < NODES:
+        node, seen = front.pop(0), seen + 1
+        if node is state.grad_fn:
+            return True
+        front += [below for below, _ in node.next_functions if below is not None]
+    return False
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -42,6 +42,9 @@ class Boundary:
     final: Tensor  # (C, B, D), of the states returned beside the outputs
     connected: bool  # whether gradient can go on into the state that the call was given
     complete: bool  # whether every sequence of the call is recorded
+    memory_whole: bool = (
+        False  # whether the memory's gradient holds already what the memory does through its own output
+    )
     arrived: bool = False
 
     def head(self, sequences: int) -> Boundary:

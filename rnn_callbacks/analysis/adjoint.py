@@ -147,6 +147,8 @@ def _of_group(trace: Trace, call: Call, direct: Tensor, group: slice, *, follow:
     cell = trace.cell
     steps, sequences, size = direct.shape
     flow = linearise(trace, group)
+    if any(boundary.memory_whole for boundary in call.boundaries):
+        direct[..., cell.output_size :] -= flow.shown(direct[..., : cell.output_size])
     gradients = direct.new_zeros(steps, 1 + follow, sequences, size)
     gradients[:, 0] = direct
     inner = direct.new_empty(steps, 1 + follow, sequences, flow.width)

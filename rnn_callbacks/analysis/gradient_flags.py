@@ -54,9 +54,12 @@ RULES: dict[str, _Rule] = {
     "dead": _Rule(
         1.0,
         "no step of the epoch gave it a gradient other than zero: it does not learn. Is it used in the loss, or cut "
-        "off by a detach() or by units that never fire? requires_grad_(False) says that this is meant.",
+        "off by a detach(), or by units that never fire? (A bidirectional layer of which only the last step is used "
+        "never trains its reverse recurrence.) requires_grad_(False) says that this is meant.",
     ),
 }
+
+QUIET = ("clipped",)  # explained, but no cause for a warning: with Adam many healthy networks train so
 
 
 def check_flags(thresholds: Mapping[str, float | None]) -> None:

@@ -65,6 +65,17 @@ class Linearisation(ABC):
         """Total gradient of the memory, ``(T, K, B, M)``, after `pull`: with what it does through ``h`` of its step."""
         return gradients[..., self.before.shape[2] :]
 
+    def shown(self, hidden: Tensor) -> Tensor:
+        """What gradients of the hidden state after each step, ``(T, B, P)``, are for the memory through it alone.
+
+        Raises:
+            ValueError: for cells whose equations are not known so far.
+        """
+        raise ValueError(
+            "gradients through time of a cell of your own with a memory need the gradient of its memory apart from "
+            "that of its hidden state, which a loop over single steps does not give"
+        )
+
 
 @final
 class _Elman(Linearisation):
@@ -225,6 +236,9 @@ class _Lstm(Linearisation):
         hidden, memory = gradients.split_with_sizes([self.before.shape[2], self._units], dim=-1)
         shown = hidden if self._hr is None else hidden @ self._hr
         return torch.addcmul(memory, shown, self._show[:, None])
+
+    def shown(self, hidden: Tensor) -> Tensor:
+        return (hidden if self._hr is None else hidden @ self._hr) * self._show
 
 
 @final

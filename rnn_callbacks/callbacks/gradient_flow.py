@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, final
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from ..analysis.adjoint import CellGradients, total_gradients
 from ..analysis.gate_flags import Flag
 from ..analysis.gradient_check import SLACK, replay_error
 from ..analysis.gradient_findings import CellFlow, StepSizes
-from ..analysis.gradient_flags import RULES, SoFar, check_flags, dead_parameters, flow_flags, norm_flags
+from ..analysis.gradient_flags import QUIET, RULES, SoFar, check_flags, dead_parameters, flow_flags, norm_flags
 from ..analysis.gradient_flow import gradient_flow
 from ..analysis.gradient_norms import ABSENT, HIGHEST, LOWEST, GradientNorms
 from ..analysis.lyapunov import lyapunov_exponents
@@ -49,7 +48,7 @@ class _Draft:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
-    figures: dict[str, Callable[[], Figure]] = field(default_factory=dict)
+    figures: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
 
 @final
@@ -353,7 +352,8 @@ class GradientFlowMonitor(EpochCallback):
             report.scalars[f"{where}/flags/{flag.name}"] = float(flag.raised)
             if flag.raised:
                 report.texts[f"{where}/flags/{flag.name}"] = f"**{flag.name}** in `{place}`: {flag.meaning}"
-                self._guard.say(f"{where} {flag.name}", f"{place}, flag {flag.name}: {flag.meaning}")
+                if flag.name not in QUIET:
+                    self._guard.say(f"{where} {flag.name}", f"{place}, flag {flag.name}: {flag.meaning}")
 
     def _describe_steps(self, look: Look, report: _Draft) -> None:
         """Norms over the steps of the epoch."""
