@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from examples import digits, flip_flop
+from examples import digits, flip_flop, memory
 from rnn_callbacks.report import load
 
 ROOT = Path(__file__).parent.parent
@@ -61,3 +62,36 @@ def test_flip_flop_runs_from_its_yaml(tmp_path, monkeypatch):
     assert arrays["fixed_points/store/first_bit_up/inputs"].tolist() == [1, 0, 0]
     assert set(abs(arrays["fixed_points/store/first_pulses/inputs"])) == {1.0}  # every bit is set at the first step
     assert "fixed_points/store/silence/basin_shares" in arrays
+
+
+def test_memory_tells_who_reaches_far_back(tmp_path, capsys):
+    memory.main(["--cells", "rnn", "chrono", "--epochs", "2", "--sequences", "256", "--logs", str(tmp_path)])
+    said = capsys.readouterr().out
+    horizons = {row[0]: float(row[1]) for row in re.findall(r"^(rnn|chrono) +\d\.\d+ +(\d+\.\d)", said, re.MULTILINE)}
+    assert horizons["rnn"] < 5 < 20 < horizons["chrono"]
+    assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
+    assert len(list(tmp_path.rglob("gradient_flow/figures/reader-*.png"))) == 0  # drawn every fifth epoch
+
+
+def test_the_adding_problem_is_as_it_is_described():
+    sequences, sums = memory.adding(997, torch.Generator().manual_seed(0))
+    numbers, marks = sequences.unbind(2)
+    assert marks[:, : memory.STEPS // 2].sum(1).eq(1).all()
+    assert marks[:, memory.STEPS // 2 :].sum(1).eq(1).all()
+    assert torch.equal((numbers * marks).sum(1), sums)
+    assert sums.var().item() == pytest.approx(memory.NO_MEMORY, rel=0.1)  # of 997 samples
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LightningCLI's own use of jsonargparse
+def test_memory_runs_from_its_yaml(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", ["memory"])
+    small = ["--trainer.max_epochs=2", "--data.sequences=128", "--trainer.enable_progress_bar=false"]
+    memory.command_line(["fit", "--config", str(ROOT / "configs" / "memory.yaml"), *small])
+    paths = list(tmp_path.rglob("*.npz"))
+    assert len(paths) == 2
+    report = load(str(paths[-1])).report
+    assert "gradient_flow/total/flags/clipped" not in report.scalars  # switched off there
+    assert report.scalars["gradient_flow/reader.l0/gradient_error"] < 1e-4

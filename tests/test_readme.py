@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rnn_callbacks
-from rnn_callbacks.analysis import fixed_point_flags, gate_flags
+from rnn_callbacks.analysis import fixed_point_flags, gate_flags, gradient_flags
 
 from .models import FEATURES, STEPS, UNITS, Classifier, loader
 
@@ -35,9 +35,11 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys, recwarn):
     assert isinstance(names["trainer"], pl.Trainer)
     assert "gates/encoder.rnn.l0/update/mean" in names["trainer"].callback_metrics
     assert "fixed_points/encoder.rnn/zero/attractors" in names["trainer"].callback_metrics
+    assert "gradient_flow/encoder.rnn.l0/horizon" in names["trainer"].callback_metrics
     said = capsys.readouterr().out
     assert "encoder.rnn l0 {'reset/mean': 0." in said
     assert re.search(r"^\d+ \[.*'attractor'.* 1 True$", said, re.MULTILINE)
+    assert re.search(rf"^l0 torch.Size\(\[{STEPS}, \d+, {UNITS}\]\) {{'horizon': \d", said, re.MULTILINE)
 
     # The cell and the callback that the last blocks define do what they say, in a run.
     model = Classifier()
@@ -104,6 +106,10 @@ def test_the_settings_tables_name_every_setting_and_its_default(name):
 
 @every_callback
 def test_every_flag_is_in_the_table(name):
-    module = {"GateMonitor": gate_flags, "FixedPointTracker": fixed_point_flags}[name]
+    module = {
+        "GateMonitor": gate_flags,
+        "FixedPointTracker": fixed_point_flags,
+        "GradientFlowMonitor": gradient_flags,
+    }[name]
     for flag in module.RULES:
         assert f"| `{flag}` |" in section(name)

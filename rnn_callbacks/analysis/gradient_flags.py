@@ -16,8 +16,8 @@ from .gate_flags import Flag
 from .gradient_flow import GradientFlow
 from .gradient_norms import ABSENT, GradientNorms
 
-LOOKS = 3  # before it can be said that something has not come about
-FALLEN = 0.5  # of the first loss: below, the network learns, whatever its horizon
+LOOKS = 5  # before it can be said that something has not come about
+FALLEN = 0.2  # of the first loss: below, the network learns, whatever its horizon; adding without memory stays at 0.4
 SHORTEST = 10  # steps; in shorter sequences every step is near
 SKIPPED = 0.1  # share of steps that a gradient scaler may well skip while it finds its scale
 
@@ -26,14 +26,14 @@ SKIPPED = 0.1  # share of steps that a gradient scaler may well skip while it fi
 @dataclass(frozen=True)
 class _Rule:
     threshold: float
-    meaning: str  # of {value} and, for cells, {horizon} and {length}
+    meaning: str  # of {value} and, for cells, {horizon}, {length} and {loss}
 
 
 RULES: dict[str, _Rule] = {
     "vanishing": _Rule(
         0.1,
-        "at best so far, credit fell to 1/e within {horizon:.1f} of {length:.0f} time steps, and the loss has hardly "
-        "fallen: what the task needs from further back is not being learned. Try a GRU or an LSTM with a larger "
+        "at best so far, credit fell to 1/e within {horizon:.1f} of {length:.0f} time steps{loss}: what the task "
+        "needs from further back is not being learned. Try a GRU or an LSTM with a larger "
         "forget-gate bias (log(T) reaches back T steps), an orthogonal recurrent matrix, or shorter sequences first.",
     ),
     "exploding": _Rule(
@@ -95,7 +95,8 @@ def flow_flags(flow: GradientFlow, so_far: SoFar, thresholds: Mapping[str, float
     found = []
     limit = _threshold("vanishing", thresholds)
     if limit is not None:
-        words = RULES["vanishing"].meaning.format(horizon=so_far.best_horizon, length=length)
+        loss = "" if so_far.loss is None else f", and the loss is still at {so_far.loss:.0%} of its first value"
+        words = RULES["vanishing"].meaning.format(horizon=so_far.best_horizon, length=length, loss=loss)
         found.append(Flag("vanishing", share, limit, judged and share < limit, words))
     limit = _threshold("exploding", thresholds)
     if limit is not None:
