@@ -144,41 +144,39 @@ def _of_cell(trace: Trace, call: Call, direct: Tensor, few: int, *, inputs: bool
 
 def _of_group(trace: Trace, call: Call, direct: Tensor, group: slice, *, follow: bool, inputs: bool) -> CellGradients:
     """Some of the sequences, few enough to be in work at once."""
-    cell = trace.cell
+    cell, lengths = trace.cell, trace.lengths[group]
     steps, sequences, size = direct.shape
     flow = linearise(trace, group)
     if any(boundary.memory_whole for boundary in call.boundaries):
         direct[..., cell.output_size :] -= flow.shown(direct[..., : cell.output_size])
     gradients = direct.new_zeros(steps, 1 + follow, sequences, size)
     gradients[:, 0] = direct
-    inner = direct.new_empty(steps, 1 + follow, sequences, flow.width)
-    anchors = _set_impulses(gradients, trace.lengths[group]) if follow else None
-    received = torch.zeros_like(direct[..., 0])
-    scales = _pull_back(flow, gradients, inner, call, _handed_on(trace, group), received)
+    anchors = _set_impulses(gradients, lengths) if follow else torch.zeros(0, dtype=torch.long)
+    walk = _Walk(flow, gradients, cell.input_size if inputs else 0, keep=follow and flow.knows_weights)
+    walk.back(call, _handed_on(trace, group))
     sent = gradients[:, 0].norm(dim=2)
-    within = (received[1:] == 0).all(1)
-    received[1:][within] = (gradients[:-1, 0] - direct[:-1]).norm(dim=2)[within]
+    within = (walk.received[1:] == 0).all(1)
+    walk.received[1:][within] = (gradients[:-1, 0] - direct[:-1]).norm(dim=2)[within]
     if cell.memory_size:
         gradients[..., cell.output_size :] = flow.memory_gradients(gradients)
-    impulses = Impulses(direct.new_zeros(0, steps), torch.zeros(0, dtype=torch.long))
-    contribution = direct.new_zeros(steps)
-    if anchors is not None:
+    impulses = Impulses(direct.new_zeros(0, steps).double(), anchors)
+    if follow:
         seen = gradients[:, 1, :, cell.output_size :] if cell.memory_size else gradients[:, 1]
-        impulses = _impulses(seen, scales, anchors)
-        if flow.knows_weights:
-            contribution = _contribution(flow, inner[:, 0], trace, group)
+        impulses = _impulses(seen, walk.scales, anchors)
     return CellGradients(
         trace=trace,
         total=gradients[:, 0],
         sent=sent,
-        received=received,
+        received=walk.received,
         impulses=impulses,
-        contribution=contribution,
+        contribution=_contribution(walk, lengths, reverse=cell.place.reverse)
+        if walk.deltas is not None
+        else direct.new_zeros(steps),
         direct=direct,
-        bias=inner[:, 0].sum(0) if flow.knows_weights else inner.new_zeros(sequences, 0),
+        bias=walk.bias,
         joined=len(call.boundaries) > 1 and trace.previous is None,
         rebuild_error=flow.error,
-        input_gradients=flow.input_gradients(gradients, inner) if inputs else None,
+        input_gradients=walk.input_gradients,
     )
 
 
@@ -207,36 +205,65 @@ def _handed_on(trace: Trace, group: slice) -> Tensor | None:
     return (trace.previous[group, 1:, :width] == trace.hidden[group, :-1]).all(2).transpose(0, 1)
 
 
-def _pull_back(
-    flow: Linearisation, gradients: Tensor, inner: Tensor, call: Call, handed_on: Tensor | None, received: Tensor
-) -> Tensor:
-    """Complete the gradients in place; log of what impulses must be multiplied with at each step, ``(T, B)``.
+@final
+class _Walk:
+    """From the last step back to the first, a stretch at a time, gathering what is only in reach on the way.
 
-    Where calls were joined, the gradient that goes from one to the one before came with the gradient of the state
-    returned last, or not at all; an impulse has to be handed on, if the state was, by a graph that lets it through.
+    Args:
+        flow: Jacobians of the steps.
+        gradients: ``(T, K, B, D)``, the direct ones; completed in place.
+        inputs: how wide the gradients of the inputs are that are to be gathered too; 0 for none.
+        keep: whether to keep the gradients of the pre-activations.
     """
-    steps, kinds, sequences, _ = gradients.shape
-    scales = torch.zeros(steps, sequences, dtype=torch.float64)
-    ends = _ends(call)
-    connected = {end: boundary.connected for end, boundary in zip(ends[:-1], call.boundaries[1:], strict=True)}
-    stops = sorted({0, *range(0, steps, STRETCH if kinds > 1 else steps), *ends})
-    offset = torch.zeros(sequences, dtype=torch.float64)
-    for begin, end in reversed(list(itertools.pairwise(stops))):
-        back = flow.pull(gradients, inner, begin, end)
-        scales[begin:end] = offset
-        if not begin:
-            break
-        if begin in connected:
-            received[begin] = back[0].norm(dim=1)
-        else:
-            gradients[begin - 1, 0] += back[0]
-        if kinds > 1 and connected.get(begin, True):
-            size = back[1].double().norm(dim=1)
-            size[size == 0] = 1.0
-            offset = offset + size.log()
-            impulse = back[1] / size.to(back.dtype)[:, None]
-            gradients[begin - 1, 1] += impulse if handed_on is None else impulse * handed_on[begin - 1][:, None]
-    return scales
+
+    def __init__(self, flow: Linearisation, gradients: Tensor, inputs: int, *, keep: bool) -> None:
+        steps, self.kinds, sequences, _ = gradients.shape
+        self.flow, self.gradients, self.steps = flow, gradients, steps
+        self.bias = gradients.new_zeros(sequences, flow.width if flow.knows_weights else 0)
+        self.received = gradients.new_zeros(steps, sequences)  # only where calls were joined
+        self.scales = torch.zeros(
+            steps, sequences, dtype=torch.float64
+        )  # log of what impulses are to be multiplied with
+        self.deltas = gradients.new_empty(steps, sequences, flow.width) if keep else None
+        self.input_gradients = gradients.new_empty(steps, sequences, inputs) if inputs else None
+
+    def back(self, call: Call, handed_on: Tensor | None) -> None:
+        """Walk.
+
+        Where calls were joined, the gradient that goes from one to the one before came with the gradient of the state
+        returned last, or not at all; an impulse has to be handed on, if the state was, by a graph that lets it through.
+        """
+        ends = _ends(call)
+        connected = {end: part.connected for end, part in zip(ends[:-1], call.boundaries[1:], strict=True)}
+        stops = sorted({*range(0, self.steps, STRETCH), *ends})
+        offset = torch.zeros(self.gradients.shape[2], dtype=torch.float64)
+        scratch = self.gradients.new_empty(STRETCH, *self.gradients.shape[1:3], self.flow.width)
+        for begin, end in reversed(list(itertools.pairwise(stops))):
+            inner = scratch[: end - begin]
+            back = self.flow.pull(self.gradients, inner, begin, end)
+            self._gather(inner, begin, end)
+            self.scales[begin:end] = offset
+            if not begin:
+                break
+            if begin in connected:
+                self.received[begin] = back[0].norm(dim=1)
+            else:
+                self.gradients[begin - 1, 0] += back[0]
+            if self.kinds > 1 and connected.get(begin, True):
+                size = back[1].double().norm(dim=1)
+                size[size == 0] = 1.0
+                offset = offset + size.log()
+                impulse = back[1] / size.to(back.dtype)[:, None]
+                known = impulse if handed_on is None else impulse * handed_on[begin - 1][:, None]
+                self.gradients[begin - 1, 1] += known
+
+    def _gather(self, inner: Tensor, begin: int, end: int) -> None:
+        if self.flow.knows_weights:
+            self.bias += inner[:, 0].sum(0)
+        if self.deltas is not None:
+            self.deltas[begin:end] = inner[:, 0]
+        if self.input_gradients is not None:
+            self.input_gradients[begin:end] = self.flow.input_gradients(self.gradients, inner, begin, end)
 
 
 def _impulses(seen: Tensor, scales: Tensor, anchors: Tensor) -> Impulses:
@@ -248,13 +275,12 @@ def _impulses(seen: Tensor, scales: Tensor, anchors: Tensor) -> Impulses:
     return Impulses(by_lag, anchors)
 
 
-def _contribution(flow: Linearisation, inner: Tensor, trace: Trace, group: slice) -> Tensor:
-    """``|dL/dU|`` (Frobenius) from each step ``(T,)``, as the user counts steps, from products of sequences."""
-    before = flow.before
-    if trace.cell.place.reverse:
-        inner, before = (flip(part.transpose(0, 1), trace.lengths[group]).transpose(0, 1) for part in (inner, before))
-        steps = torch.arange(len(inner))[:, None, None] < trace.lengths[group][:, None]
-        inner = inner * steps  # what `flip` repeats in the padding
-    deltas = torch.bmm(inner, inner.transpose(1, 2)).double()
-    states = torch.bmm(before, before.transpose(1, 2)).double()
-    return (deltas * states).sum((1, 2)).clamp(min=0).sqrt()
+def _contribution(walk: _Walk, lengths: Tensor, *, reverse: bool) -> Tensor:
+    """``|dL/dU|`` (Frobenius) that each step makes, ``(T,)``, as the user counts steps, from products of sequences."""
+    assert walk.deltas is not None
+    deltas, before = walk.deltas, walk.flow.before
+    if reverse:
+        there = torch.arange(walk.steps)[:, None, None] < lengths[:, None]  # `flip` repeats a step in the padding
+        deltas, before = (flip(part.transpose(0, 1), lengths).transpose(0, 1) * there for part in (deltas, before))
+    products = torch.bmm(deltas, deltas.transpose(1, 2)).double()
+    return (products * torch.bmm(before, before.transpose(1, 2)).double()).sum((1, 2)).clamp(min=0).sqrt()

@@ -45,7 +45,7 @@ class Linearisation(ABC):
         Args:
             gradients: ``(T, K, B, D)``, of the state after each step; holds the direct gradients and is completed in
                 place: afterwards the rows from ``begin`` to ``end`` hold all that the later ones send back.
-            inner: ``(T, K, B, width)``, written to in the same rows.
+            inner: ``(end - begin, K, B, width)``, written to.
             begin: first step.
             end: one past the last.
 
@@ -58,8 +58,8 @@ class Linearisation(ABC):
         """Take tangents ``(K, B, D)`` of the state before a step to those after it."""
 
     @abstractmethod
-    def input_gradients(self, gradients: Tensor, inner: Tensor) -> Tensor:
-        """Gradients of the cell's inputs, ``(T, B, I)``, of the first of the K, after `pull`."""
+    def input_gradients(self, gradients: Tensor, inner: Tensor, begin: int, end: int) -> Tensor:
+        """Gradients of the cell's inputs, ``(end - begin, B, I)``, of the first of the K, after the same `pull`."""
 
     def memory_gradients(self, gradients: Tensor) -> Tensor:
         """Total gradient of the memory, ``(T, K, B, M)``, after `pull`: with what it does through ``h`` of its step."""
@@ -92,7 +92,7 @@ class _Elman(Linearisation):
         self._ih, self._hh = own.ih, own.hh
 
     def pull(self, gradients: Tensor, inner: Tensor, begin: int, end: int) -> Tensor:
-        rows, deltas, hh = gradients[begin:end].unbind(), inner[begin:end].unbind(), self._hh
+        rows, deltas, hh = gradients[begin:end].unbind(), inner.unbind(), self._hh
         slopes = self._slopes[begin:end]
         for step in range(len(rows) - 1, 0, -1):
             torch.mul(rows[step], slopes[step], out=deltas[step])
@@ -103,7 +103,7 @@ class _Elman(Linearisation):
     def push(self, step: int, tangents: Tensor) -> Tensor:
         return (tangents @ self._hh.T).mul_(self._slopes[step])
 
-    def input_gradients(self, gradients: Tensor, inner: Tensor) -> Tensor:
+    def input_gradients(self, gradients: Tensor, inner: Tensor, begin: int, end: int) -> Tensor:
         return inner[:, 0] @ self._ih
 
 
@@ -138,8 +138,8 @@ class _Gru(Linearisation):
     def pull(self, gradients: Tensor, inner: Tensor, begin: int, end: int) -> Tensor:
         kinds, sequences, units = gradients.shape[1:]
         rows, flat = gradients[begin:end].unbind(), gradients[begin:end].flatten(1, 2).unbind()
-        deltas = inner[begin:end].view(end - begin, kinds, sequences, 3, units).unbind()
-        flat_deltas, hh = inner[begin:end].flatten(1, 2).unbind(), self._hh
+        deltas = inner.view(end - begin, kinds, sequences, 3, units).unbind()
+        flat_deltas, hh = inner.flatten(1, 2).unbind(), self._hh
         wide = gradients[begin:end].unsqueeze(3).unbind()
         factors, keeps = self._factors[begin:end], self._keeps[begin:end]
         for step in range(len(rows) - 1, 0, -1):
@@ -147,17 +147,17 @@ class _Gru(Linearisation):
             rows[step - 1].addcmul_(rows[step], keeps[step])
             flat[step - 1].addmm_(flat_deltas[step], hh)
         torch.mul(wide[0], factors[0], out=deltas[0])
-        return torch.addcmul(inner[begin] @ hh, rows[0], keeps[0])
+        return torch.addcmul(inner[0] @ hh, rows[0], keeps[0])
 
     def push(self, step: int, tangents: Tensor) -> Tensor:
         kinds, sequences, units = tangents.shape
         moved = (tangents @ self._hh.T).view(kinds, sequences, 3, units).mul_(self._factors[step])
         return moved.sum(2).addcmul_(tangents, self._keeps[step])
 
-    def input_gradients(self, gradients: Tensor, inner: Tensor) -> Tensor:
+    def input_gradients(self, gradients: Tensor, inner: Tensor, begin: int, end: int) -> Tensor:
         units = gradients.shape[-1]
         gates = inner[:, 0, :, : 2 * units] @ self._ih[: 2 * units]
-        return gates + (gradients[:, 0] * self._new) @ self._ih[2 * units :]
+        return gates + (gradients[begin:end, 0] * self._new[begin:end]) @ self._ih[2 * units :]
 
 
 @final
@@ -201,9 +201,9 @@ class _Lstm(Linearisation):
         units, width, hh = self._units, self.before.shape[2], self._hh
         hidden, memory = gradients[begin:end, ..., :width].unbind(), gradients[begin:end, ..., width:].unbind()
         flat = gradients[begin:end].flatten(1, 2)[..., :width].unbind()
-        deltas = inner[begin:end].view(end - begin, kinds, sequences, 4, units)
+        deltas = inner.view(end - begin, kinds, sequences, 4, units)
         by_memory, by_output = deltas[:, :, :, :3].unbind(), deltas[:, :, :, 3].unbind()
-        flat_deltas = inner[begin:end].flatten(1, 2).unbind()
+        flat_deltas = inner.flatten(1, 2).unbind()
         factors, keeps, shows = self._factors[begin:end], self._keeps[begin:end], self._shows[begin:end]
         back = gradients.new_empty(kinds, sequences, self.state_size)
         for step in range(len(hidden) - 1, -1, -1):
@@ -216,7 +216,7 @@ class _Lstm(Linearisation):
                 flat[step - 1].addmm_(flat_deltas[step], hh)
             else:
                 torch.mul(total, keeps[step], out=back[..., width:])
-                back[..., :width] = inner[begin] @ hh
+                back[..., :width] = inner[0] @ hh
         return back
 
     def push(self, step: int, tangents: Tensor) -> Tensor:
@@ -229,7 +229,7 @@ class _Lstm(Linearisation):
             hidden = hidden @ self._hr.T
         return torch.cat([hidden, memory], dim=2)
 
-    def input_gradients(self, gradients: Tensor, inner: Tensor) -> Tensor:
+    def input_gradients(self, gradients: Tensor, inner: Tensor, begin: int, end: int) -> Tensor:
         return inner[:, 0] @ self._ih
 
     def memory_gradients(self, gradients: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ class _Unknown(Linearisation):
                 inputs, state, after = self._step(step)
             for kind, gradient in enumerate(gradients[step]):
                 found = torch.autograd.grad(after, (inputs, state), gradient, retain_graph=True, allow_unused=True)
-                inner[step, kind] = 0 if found[0] is None else found[0]
+                inner[step - begin, kind] = 0 if found[0] is None else found[0]
                 back[kind] = 0 if found[1] is None else found[1]
             if step > begin:
                 gradients[step - 1] += back
@@ -287,7 +287,7 @@ class _Unknown(Linearisation):
             (pulled,) = torch.autograd.grad(after, state, probe, create_graph=True)
         return torch.stack([torch.autograd.grad(pulled, probe, row, retain_graph=True)[0] for row in tangents])
 
-    def input_gradients(self, gradients: Tensor, inner: Tensor) -> Tensor:
+    def input_gradients(self, gradients: Tensor, inner: Tensor, begin: int, end: int) -> Tensor:
         return inner[:, 0]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, final
@@ -29,7 +27,7 @@ from ..figures.gradient_flow import draw_gradient_flow, draw_gradient_norms
 from ..report import Histogram, Report
 from ..sinks import Layout
 from ..tape import Call
-from .base import EpochCallback
+from .base import Briefly, EpochCallback
 from .gradient_meter import StepMeter
 from .look import Look, logging_step
 from .own_gradients import OwnGradients
@@ -145,18 +143,19 @@ class GradientFlowMonitor(EpochCallback):
         self._first_loss: float | None = memory.get("first_loss")
         self._meter: StepMeter | None = None
         self._own = OwnGradients()
+        self._briefly = Briefly(self)
 
     # ---- every step ------------------------------------------------------------------------------------------------
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if not (trainer.is_global_zero and self._leads(trainer)):
+        if self._meter is None and not (trainer.is_global_zero and self._leads(trainer)):
             return
-        with self._guard, self._timed(), torch.no_grad():
+        with self._briefly, torch.no_grad():
             if self._meter is None:
                 self._meter = self._new_meter(trainer, pl_module)
-            self._meter.before_step(trainer, optimizer, logging_step(trainer))
+            self._meter.before_step(trainer.current_epoch, optimizer, logging_step(trainer))
 
     def _new_meter(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> StepMeter:
         if not pl_module.automatic_optimization:
@@ -173,14 +172,13 @@ class GradientFlowMonitor(EpochCallback):
     ) -> None:
         if self._meter is None:
             return
-        with self._guard, self._timed(), torch.no_grad():
+        with self._briefly, torch.no_grad():
             self._meter.after_batch(outputs)
-            step = logging_step(trainer)
-            if self._meter.due(step):
+            if self._meter.due:
                 norms = self._fetch()
                 if norms is not None:
                     scalars = {f"gradient_flow/{tag}": v for tag, v in self._meter.scalars(norms).items()}
-                    sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=step)
+                    sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=int(norms.steps[-1]))
 
     def _fetch(self) -> GradientNorms | None:
         """What was measured since the last time; the first gradient that is no number is named."""
@@ -214,7 +212,7 @@ class GradientFlowMonitor(EpochCallback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         recorder = self._shared_recorder(trainer)
         if recorder is not None and recorder.listening:
-            with self._guard, self._timed(), torch.no_grad():
+            with self._briefly, torch.no_grad():
                 self._own.before(self._modules.values())
                 scaler = getattr(trainer.precision_plugin, "scaler", None)
                 self._own.scales[recorder.batch] = 1.0 if scaler is None else float(scaler.get_scale())
@@ -223,16 +221,8 @@ class GradientFlowMonitor(EpochCallback):
         recorder = self._shared_recorder(trainer)
         if recorder is not None and recorder.listening and trainer.world_size == 1:
             # With several processes gradients are by now those of all of them together.
-            with self._guard, self._timed(), torch.no_grad():
+            with self._briefly, torch.no_grad():
                 self._own.after(self._modules.values(), recorder.batch)
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._schedule.numbers.spent += time.perf_counter() - begin
 
     # ---- at a look ---------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class StepMeter:
         self.every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
         capacity = min(CAPACITY, self.every) if self.every else CAPACITY
         self.meter = NormMeter(self.parameters, self._gates(modules), capacity)
+        self.due = False  # whether the loggers are to get numbers after this batch
         self.sizes: GradientSizes | None = None  # of the latest step that was looked at closely ...
         self.ratios: dict[str, float] = {}  # ... and how it moved the weights
         self.scaled = (
@@ -60,16 +61,17 @@ class StepMeter:
                     found[names[id(weight)]] = [f"{module_name}.{cell.name}/{part}" for part in PARTS[type(cell)]]
         return found
 
-    def before_step(self, trainer: pl.Trainer, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def before_step(self, epoch: int, optimizer: torch.optim.Optimizer, step: int) -> None:
         """An optimizer is about to step: gradients are whole, unscaled, and not clipped yet."""
-        if trainer.current_epoch != self._epoch:
-            self._epoch = trainer.current_epoch
+        if epoch != self._epoch:
+            self._epoch = epoch
             self._history.clear()
             self._loss = (0.0, 0)
         members = self._members_of(optimizer)
         self._rows.append((len(self.meter), members))
         self.meter.take(step, members=members, limit=self._limit)
-        if self.sizes is None or (self.every and (step + 1) % self.every == 0):
+        self.due = bool(self.every) and (step + 1) % self.every == 0
+        if self.due or self.sizes is None:
             self._look_closely(members)
 
     def _members_of(self, optimizer: torch.optim.Optimizer) -> frozenset[int] | None:
@@ -106,16 +108,13 @@ class StepMeter:
         if self.meter.full or len(self._losses) >= CAPACITY:
             self.fetch()
 
-    def due(self, step: int) -> bool:
-        """Whether the loggers are to get numbers now."""
-        return bool(len(self.meter)) and bool(self.every) and (step + 1) % self.every == 0
-
     def fetch(self) -> GradientNorms | None:
         """What was measured since the last time."""
         if self._losses:
             losses = torch.stack(self._losses).double().cpu()
             self._losses.clear()
             self._loss = (self._loss[0] + float(losses.sum()), self._loss[1] + len(losses))
+        self.due = False
         if not len(self.meter):
             return None
         norms = self.meter.drain()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..analysis.gradient_findings import CellFlow, StepSizes
 from ..analysis.gradient_flow import FITTED, LONGEST, REACH
 from ..analysis.gradient_norms import ABSENT, LOWEST
-from .style import gate_colour, house_style, say
+from .style import gate_colour, house_style, logarithmic, say
 
 MOST_ROWS = 6  # cells in one picture; a deeper stack shows its first ones
 MOST_LINES = 8  # parameters with a line and a name of their own
@@ -36,7 +36,7 @@ def draw_gradient_flow(module: str, cells: Sequence[CellFlow], *, title: str = "
     with house_style():
         figure = Figure(figsize=(4.4 * 2 if columns == 2 else 3.5 * columns, 0.6 + 2.9 * rows))
         figure.subplots_adjust(
-            left=0.35 / columns * 0.5,
+            left=0.2 / columns,
             right=1 - 0.1 / columns,
             top=1 - 0.75 / figure.get_figheight(),
             bottom=0.5 / figure.get_figheight(),
@@ -70,11 +70,14 @@ def _draw_credit(axes: Axes, found: CellFlow) -> None:
     axes.axhspan(np.exp(lowest), REACH, color="0.93", lw=0)
     axes.plot(lags[shown], np.exp(flow.credit[shown]), color=BLUE, lw=2, marker="o" if len(lags) <= 16 else "", ms=3)
     highest = float(np.exp(min(flow.credit.max(), 600.0)))
-    axes.set(yscale="log", ylim=(np.exp(lowest), 3 * highest), xlim=(0, max(1, len(lags) - 1)))
+    logarithmic(axes)
+    axes.set(ylim=(np.exp(lowest), 3 * highest), xlim=(0, max(1, len(lags) - 1)))
     axes.set(xlabel="time steps back (to the longest heard)", ylabel="share of gradient left")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if flow.horizon < len(lags) - 1:
         axes.axvline(flow.horizon, color=ORANGE, lw=1.5, ls="--")
+        axes.annotate("horizon", (flow.horizon, 1.5 * highest), xytext=(4, 0), textcoords="offset points", fontsize=8,
+                      color=ORANGE, va="center")  # fmt: skip
     axes.text(0.98, 0.03, "grey: below 1 %", transform=axes.transAxes, ha="right", fontsize=8, color="0.35")
     axes.set_title(f"{flow.cell}: credit by distance (horizon: {_steps(flow.horizon)})")
 
@@ -96,7 +99,7 @@ def _draw_total(axes: Axes, found: CellFlow) -> None:
     if not drawn:
         say(axes, "no gradient came back")
         return
-    axes.set_yscale("log")
+    logarithmic(axes)
     both = np.concatenate([values[heard] for values in (flow.hidden, flow.memory) if len(values)])
     both = both[both > 0]
     low, high = both.min(), both.max()
@@ -172,7 +175,8 @@ def _draw_whole(axes: Axes, seen: StepSizes) -> None:
     broken = norms.steps[~norms.finite]
     for step in broken[:50]:
         axes.axvline(step, color="black", lw=1, ls=":")
-    axes.set(yscale="log", xlabel="optimizer step", ylabel="L2 norm")
+    logarithmic(axes)
+    axes.set(xlabel="optimizer step", ylabel="L2 norm")
     axes.set_ylim(np.nanmin([total, clipped]) / 2, 4 * np.nanmax(total))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     words = f", {len(broken)} steps not finite (dotted)" if len(broken) else ""
@@ -195,7 +199,8 @@ def _draw_lines(axes: Axes, seen: StepSizes) -> None:
     for place, column in enumerate(order[:MOST_LINES]):
         label = _short(norms.parameters[column])
         axes.plot(norms.steps, values[:, column], color=LINES[place], lw=1.4, marker=dots, ms=2.5, label=label)
-    axes.set(yscale="log", xlabel="optimizer step", ylabel="L2 norm before clipping")
+    logarithmic(axes)
+    axes.set(xlabel="optimizer step", ylabel="L2 norm before clipping")
     low, high = np.nanmin(values), np.nanmax(values)
     axes.set_ylim(low / 2, high * (high / low) ** 0.45 * 3)  # head room for the legend
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -241,7 +246,8 @@ def _draw_updates(axes: Axes, seen: StepSizes) -> None:
     axes.axvspan(1e-4, 1e-2, color="0.93", lw=0)
     axes.hlines(places, 1e-12, values, color="0.8", lw=1)
     axes.scatter(values, places, color=BLUE, s=22, zorder=3)
-    axes.set(xscale="log", xlim=(min(5e-5, min(values) / 2), max(2e-2, 2 * max(values))), ylim=(-0.7, len(shown) - 0.3))
+    logarithmic(axes, "x")
+    axes.set(xlim=(min(5e-5, min(values) / 2), max(2e-2, 2 * max(values))), ylim=(-0.7, len(shown) - 0.3))
     axes.set_yticks(places, [_short(name) for name in shown], fontsize=8)
     axes.set(xlabel="|change| / |weights| by one step (grey: usual)")
     left_out = f" ({len(shown)} of {len(ratios)})" if len(ratios) > len(shown) else ""

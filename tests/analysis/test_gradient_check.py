@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pad_packed_sequence
 
 from rnn_callbacks.analysis.adjoint import total_gradients
 from rnn_callbacks.analysis.gradient_check import own_error, relative_error, replay_error
@@ -106,7 +106,7 @@ def test_loop_that_reads_a_sequence_part_by_part_cannot_be_replayed(kind):
 
 
 class OwnCell(Cell):
-    """A cell of the user's: a leak."""
+    """A cell of the user's, of whose weights nothing is known."""
 
     gates, candidate = (), "output"
 
@@ -149,7 +149,7 @@ def test_gradient_of_the_last_memory_counts(kind):
     assert (found.direct[torch.tensor(LENGTHS) - 1, torch.arange(SEQUENCES)][:, width:] != 0).all()
     without = found.direct.clone()
     without[..., width:] = 0.0
-    assert replay_error(dataclasses.replace(found, direct=without)) == math.inf or True
+    assert replay_error(dataclasses.replace(found, direct=without)) > 1e-3
 
 
 @ONE_DNN

@@ -56,7 +56,11 @@ def test_short_horizon_while_nothing_is_learned_is_vanishing():
     found = flag("vanishing", flow(), SoFar(LOOKS, 5.0, 0.9))
     assert found.raised
     assert (found.value, found.threshold) == (0.05, 0.1)
-    assert "credit fell to 1/e within 5.0 of 100 time steps" in found.meaning
+    assert (
+        "credit fell to 1/e within 5.0 of 100 time steps, and the loss is still at 90% of its first value:"
+        in found.meaning
+    )
+    assert "loss" not in flag("vanishing", flow(), SoFar(LOOKS, 5.0)).meaning
 
 
 @pytest.mark.parametrize(("horizon", "raised"), [(9.99, True), (10.0, False), (0.0, True), (1e6, False)])
@@ -209,7 +213,11 @@ def test_thresholds_that_mean_nothing_are_refused():
 
 def test_every_rule_is_applied_and_every_meaning_is_a_sentence():
     seen = norms([[1.0]])
-    found = [*flow_flags(flow(), SoFar(1, 1.0), {}), *norm_flags(seen, {}, looks=1), *dead_parameters(seen, {}).values()]
+    found = [
+        *flow_flags(flow(), SoFar(1, 1.0), {}),
+        *norm_flags(seen, {}, looks=1),
+        *dead_parameters(seen, {}).values(),
+    ]
     assert [one.name for one in found] == list(RULES)
     for one in found:
         assert "{" not in one.meaning

@@ -151,7 +151,9 @@ def test_shift_register_forgets_all_after_as_many_steps_as_it_has_units():
 
 def test_matrix_far_from_normal_grows_before_it_shrinks():
     flow = flow_of(
-        linear(torch.tensor([[0.9, 10.0], [0.0, 0.9]], dtype=torch.float64)), silence(steps=101), loss=lambda o: o[:, -1, 0].sum()
+        linear(torch.tensor([[0.9, 10.0], [0.0, 0.9]], dtype=torch.float64)),
+        silence(steps=101),
+        loss=lambda o: o[:, -1, 0].sum(),
     )
     lags = np.arange(101)
     true = np.log(np.hypot(0.9**lags, 10 * lags * 0.9 ** (lags - 1.0)))
@@ -266,6 +268,11 @@ def with_credit(*credit):
 def test_reach_lies_between_the_lags_around_one_hundredth():
     assert with_credit(0.0, -2.0, -6.0, 0.0).reach == pytest.approx(1 + (math.log(100) - 2) / 4)
     assert with_credit(0.0, -2.0, -4.0).reach == 2.0
+
+
+def test_gain_of_a_whole_sequence_is_that_of_the_product_of_its_steps():
+    flow = dataclasses.replace(with_credit(0.0), gain=np.array([0.0, 0.5, 8.0, 2.0]))
+    assert flow.scalars()["gain"] == pytest.approx(2.0)  # the cube root of 8; nothing came to the first step
 
 
 def test_growth_is_the_largest_per_step_over_any_stretch_from_the_impulse():

@@ -127,6 +127,10 @@ def test_sparse_gradients_count_repeated_rows_once_and_added_up():
     assert embedding.weight.grad.is_sparse
     found = one_row({"a": embedding.weight})
     assert found.norm[0, 0] == pytest.approx(true_norm(embedding.weight.grad.to_dense()), rel=ROUNDING)
+    meter = make_meter({"a": embedding.weight})
+    meter.take(0)
+    meter.take(1)
+    assert meter.drain().norm[1] == found.norm[0]
     sizes = gradient_sizes({"a": embedding.weight.grad})
     assert sizes.elements[0] == 2 * 3  # the rows that are there
 
@@ -157,7 +161,8 @@ def test_gradients_of_gradients_can_be_measured():
     meter = make_meter({"a": parameter})
     for step in range(2):
         (parameter**3).sum().backward(create_graph=True)
-        meter.take(step)
+        with torch.no_grad():
+            meter.take(step)
         parameter.grad = None
     assert meter.drain().norm[:, 0] == pytest.approx([math.hypot(3, 12)] * 2, rel=ROUNDING)
 
@@ -265,6 +270,16 @@ def test_the_buffer_grows_beyond_its_capacity():
     assert found.steps.tolist() == list(range(5, 16))
     assert found.norm[:, 0].tolist() == [5.0 * step for step in range(11)]
     assert found.clipped[:, 0].tolist() == [5.0 * step * (0.5 if step % 2 else 1) for step in range(11)]
+
+
+def test_what_is_absent_in_rows_beyond_the_capacity_is_absent():
+    parameters = make_parameters()
+    meter = make_meter(parameters, capacity=2)
+    for step in range(5):
+        if step == 2:
+            parameters["b"].grad = None
+        meter.take(step)
+    assert (meter.drain().norm[:, 1] == ABSENT).tolist() == [False, False, True, True, True]
 
 
 def test_the_first_gradient_may_come_after_many_rows_without():

@@ -72,7 +72,7 @@ class Witness(pl.Callback):
         if len(self.after) < len(self.before):
             self.after.append(norm_of(p.grad for p in pl_module.parameters()))
             now = dict(pl_module.named_parameters())
-            self.moved.append({n: norm_of([now[n] - w]) / (norm_of([w]) or 1) for n, w in self.weights.items()})
+            self.moved.append({n: norm_of([now[n] - w]) / (norm_of([w]) or math.inf) for n, w in self.weights.items()})
 
 
 class Tells(Classifier):
@@ -147,12 +147,11 @@ def test_a_look_after_epochs_without_one_describes_its_own_epoch_only(fit, every
 
 def test_norms_of_gates_are_those_of_their_rows(fit):
     class Rows(pl.Callback):
-        found = ()
+        def __init__(self):
+            self.found = []
 
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-            self.found += (pl_module.encoder.rnn.weight_hh_l0.grad.split(UNITS),)
-            self.found = tuple([[norm_of([part]) for part in row] if row[0].__class__ is torch.Tensor else row
-                                for row in self.found])  # fmt: skip
+            self.found.append([norm_of([part]) for part in pl_module.encoder.rnn.weight_hh_l0.grad.split(UNITS)])
 
     rows = Rows()
     fit(monitor(), rows, model=Classifier("lstm"), max_epochs=1)
@@ -231,7 +230,6 @@ CLIPPINGS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*flag clipped")
 @pytest.mark.parametrize("way", CLIPPINGS)
 def test_norms_after_clipping_are_the_real_ones(fit, way):
     model, options = CLIPPINGS[way]
@@ -247,9 +245,11 @@ def test_norms_after_clipping_are_the_real_ones(fit, way):
 
 
 def test_clipping_of_most_steps_raises_a_flag_from_the_second_look_on(fit):
-    with pytest.warns(RecurrentHealthWarning, match="total, flag clipped: 100% of the epoch's steps were clipped"):
-        fit(monitor(), gradient_clip_val=0.05, max_epochs=3)
-    assert [r.scalars["gradient_flow/total/flags/clipped"] for r in reports(fit)] == [0, 1, 1]
+    fit(monitor(), gradient_clip_val=0.05, max_epochs=3)
+    tag = "gradient_flow/total/flags/clipped"
+    assert [report.scalars[tag] for report in reports(fit)] == [0, 1, 1]
+    assert [tag in report.texts for report in reports(fit)] == [False, True, True]
+    assert "100% of the epoch's steps were clipped" in reports(fit)[-1].texts[tag]
 
 
 # ---- several optimizers ----------------------------------------------------------------------------------------------
@@ -317,6 +317,29 @@ def test_norms_in_manual_optimization_are_those_after_the_users_clipping(fit):
     assert norms[::2] == pytest.approx(np.full(3, 0.01), rel=1e-3)
 
 
+class ClippingGan(Gan, OwnClipping):
+    """Manual optimization never calls the method, and the user may have cleared gradients by the batch's end."""
+
+    def __init__(self):
+        Gan.__init__(self)
+
+    def training_step(self, batch, batch_idx):
+        Gan.training_step(self, batch, batch_idx)
+        self.zero_grad()
+
+    def configure_optimizers(self):
+        return Gan.configure_optimizers(self)
+
+
+@pytest.mark.filterwarnings("ignore:GradientFlowMonitor. in manual optimization")
+def test_gradients_cleared_after_a_manual_step_do_not_look_clipped(fit):
+    fit(monitor(), model=ClippingGan, validate=[], max_epochs=1)
+    (report,) = reports(fit)
+    assert report.scalars["gradient_flow/total/clipped"] == 0
+    norms = report.arrays["gradient_flow/total/norms"]
+    assert report.arrays["gradient_flow/total/norms_clipped"].tolist() == norms.tolist()
+
+
 @pytest.mark.filterwarnings("ignore:GradientFlowMonitor. in manual optimization")
 @pytest.mark.parametrize("every", [1, 50])
 def test_updates_and_zeros_of_every_optimizers_parameters_are_logged(fit, every):
@@ -354,6 +377,36 @@ def test_steps_that_lightning_does_not_tell_of_are_explained_once(fit):
     assert trainer.callback_metrics["gradient_flow/encoder.rnn.l0/horizon"] > 0
 
 
+class SeveralEvaluations(Classifier):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+
+def test_an_optimizer_that_evaluates_the_loss_several_times_is_measured_at_each(fit):
+    class First(pl.Callback):
+        """Of the weights before the step's first evaluation."""
+
+        def __init__(self):
+            self.moved, self.before = [], None
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if self.before is None:
+                self.before = pl_module.head.weight.detach().clone()
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            change = norm_of([pl_module.head.weight - self.before])
+            self.moved.append(change / norm_of([self.before]))
+            self.before = None
+
+    first, witness = First(), Witness()
+    fit(monitor(), first, witness, model=SeveralEvaluations, max_epochs=1)
+    (report,) = reports(fit)
+    assert len(witness.before) == 3 * 3
+    assert report.arrays["gradient_flow/total/norms"] == pytest.approx(witness.before, rel=ROUNDING)
+    ratio = report.scalars["gradient_flow/parameters/head.weight/update_ratio"]
+    assert ratio == pytest.approx(first.moved[-1], rel=1e-4)
+
+
 # ---- what a training step may return ---------------------------------------------------------------------------------
 
 
@@ -388,23 +441,6 @@ def test_a_batch_without_a_loss_is_no_disturbance(fit):
 
 
 # ---- numbers that are none -------------------------------------------------------------------------------------------
-
-
-class NanOnce(Classifier):
-    """One loss is no number; the weights are spared."""
-
-    value = math.nan
-    at = 1
-
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        here = self.trainer.current_epoch == 1 and batch_idx == self.at
-        return loss * self.value if here else loss
-
-    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
-        loss = closure()
-        if not torch.isnan(loss):
-            optimizer.step(closure=lambda: loss)
 
 
 class NanGradient(Classifier):
@@ -445,23 +481,31 @@ def test_the_first_gradient_that_is_no_number_is_named_once_by_parameter_and_ste
         assert all(np.isfinite(array).all() for array in report.arrays.values() if array.dtype.kind == "f")
 
 
-def test_a_loss_that_is_no_number_stops_nothing_and_is_never_logged_as_nan(fit):
-    class NanLoss(Classifier):
-        def training_step(self, batch, batch_idx):
-            loss = super().training_step(batch, batch_idx)
-            return loss * math.nan if self.trainer.current_epoch == 1 and batch_idx == 1 else loss
+class NanLoss(Classifier):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * math.nan if self.trainer.current_epoch == 1 and batch_idx == 2 else loss
 
+
+def test_a_loss_that_is_no_number_stops_nothing_and_is_never_logged_as_nan(fit):
     with pytest.warns(RecurrentHealthWarning) as heard:
         trainer = fit(monitor(on_error="warn"), model=NanLoss, max_epochs=3)
     said = [str(w.message) for w in heard if w.category is RecurrentHealthWarning]
-    assert sum("at step 4 the gradient of encoder.rnn.weight_ih_l0" in words for words in said) == 1
-    assert sum("and 4 more is NaN" in words for words in said) == 1  # eight parameters, five of them named
+    assert sum("at step 5 the gradient of encoder.rnn.weight_ih_l0" in words for words in said) == 1
+    assert sum("and 3 more is NaN" in words for words in said) == 1  # eight parameters, five of them named
     assert trainer.current_epoch == 3
     assert trainer.callback_metrics["gradient_flow/failed_looks"] == 0
     found = events(fit)
     for tag in found.Tags()["scalars"]:
         if tag.startswith("gradient_flow/"):
             assert not any(math.isnan(event.value) for event in found.Scalars(tag)), tag
+
+
+def test_a_loss_that_is_no_number_is_not_laid_to_hooks_or_weight_penalties(fit):
+    with pytest.warns(RecurrentHealthWarning) as heard:
+        fit(monitor(), model=NanLoss, max_epochs=2)
+    said = [str(w.message) for w in heard if w.category is RecurrentHealthWarning]
+    assert not [words for words in said if "hook" in words or "penalty" in words]
 
 
 def test_a_parameter_that_the_loss_does_not_use_is_dead_and_a_frozen_one_is_not(fit):
@@ -487,6 +531,15 @@ def test_a_parameter_that_the_loss_does_not_use_is_dead_and_a_frozen_one_is_not(
     assert raised == dead
     assert not any("resting" in tag for tag in trainer.callback_metrics)
     assert trainer.callback_metrics["gradient_flow/parameters/unused.weight/norm"] == 0
+
+
+def test_a_parameter_that_no_optimizer_has_is_not_said_to_have_no_gradient(fit):
+    class HeadOnly(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.head.parameters(), 0.1)
+
+    trainer = fit(monitor(), model=HeadOnly)  # a warning would raise
+    assert trainer.callback_metrics["gradient_flow/parameters/head.weight/flags/dead"] == 0
 
 
 # ---- precision -------------------------------------------------------------------------------------------------------
