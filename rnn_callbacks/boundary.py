@@ -42,10 +42,11 @@ def await_gradients(crossing: Crossing, call: Call, done: Done) -> Boundary:
         output = (output,)
     first, states = output[0], _tensors(output[1:])
     read = _read_steps if stepwise else _sequence_reader(first, getattr(crossing.module, "batch_first", False))
+    given = [tensor.requires_grad for tensor in _tensors(crossing.hx)] or [False]
     boundary = Boundary(
         outputs=torch.zeros_like(call.outputs),
         final=torch.zeros_like(call.final),
-        connected=any(tensor.requires_grad for tensor in _tensors(crossing.hx)),
+        connections=(given[0], given[-1]),
         complete=len(call.lengths) == _sequences(first, read),
     )
     # Not so in torch's own modules for whole sequences: what they return last is a tensor of its own.
@@ -54,20 +55,32 @@ def await_gradients(crossing: Crossing, call: Call, done: Done) -> Boundary:
     def keep_outputs(gradient: Tensor) -> None:
         boundary.outputs[:] += read(gradient)[: len(call.lengths)].to(boundary.outputs)
 
-    def keep_states(begin: int, whole: bool, gradient: Tensor) -> None:
+    def keep_states(begin: int, gradient: Tensor) -> None:
         rows = gradient.reshape(len(call.cells), -1, gradient.shape[-1])[:, : len(call.lengths)]
         boundary.final[..., begin : begin + rows.shape[2]] += rows.to(boundary.final)
-        if whole and not begin:  # the last state went into the outputs, whose gradient came first
-            boundary.final[..., : rows.shape[2]] -= boundary.outputs[:, -1]
 
-    _hook(first.data if isinstance(first, PackedSequence) else first, keep_outputs, boundary, done)
+    base = _transposed(first)
+    if base is None:
+        _hook(first.data if isinstance(first, PackedSequence) else first, keep_outputs, boundary, done)
+    else:  # an in-place change of a view would take the hook with it
+        _hook(base, lambda gradient: keep_outputs(gradient.transpose(0, 1)), boundary, done)
     begin = call.cells[0].output_size if stepwise else 0  # a step's hidden state is its output
     for state in states:
-        whole = in_loop and _feeds(state, first)
-        boundary.memory_whole |= whole and begin > 0
-        _hook(state, partial(keep_states, begin, whole), boundary, done)
+        if in_loop and _feeds(state, first):
+            boundary.hidden_whole |= not begin
+            boundary.memory_whole |= begin > 0
+        if not (in_loop and _feeds(first, state)):  # its gradient comes back to the outputs anyway
+            _hook(state, partial(keep_states, begin), boundary, done)
         begin += state.shape[-1]
     return boundary
+
+
+def _transposed(output: Any) -> Tensor | None:
+    """The tensor of which a batch-first output is but a view."""
+    base = output._base if isinstance(output, Tensor) and output._is_view() else None
+    if base is None or base.dim() != 3 or base.transpose(0, 1).shape != output.shape:
+        return None
+    return base if base.requires_grad and base.transpose(0, 1).stride() == output.stride() else None
 
 
 def _hook(tensor: Tensor, keep: Callable[[Tensor], None], boundary: Boundary, done: Done) -> None:
@@ -88,21 +101,23 @@ def _hook(tensor: Tensor, keep: Callable[[Tensor], None], boundary: Boundary, do
         tensor.register_hook(listen)  # type: ignore[no-untyped-call]
 
 
-def _feeds(state: Tensor, output: Tensor | PackedSequence) -> bool:
-    """Whether the output was made from this very state, so that the state's gradient includes the output's.
+def _feeds(source: Tensor | PackedSequence, result: Tensor | PackedSequence) -> bool:
+    """Whether one thing that a module returned was made from the other, so that gradients of the other include its own.
 
     A step of ``nn.LSTMCell`` is made of single operations on a CPU, and its memory goes on into its hidden state; on a
     GPU it is one operation that gives both.
     """
-    output = output.data if isinstance(output, PackedSequence) else output
-    if state.grad_fn is None or output.grad_fn is None or state.grad_fn is output.grad_fn:
+    (sought,), (end,) = ([tensor.grad_fn for tensor in _tensors(value)] for value in (source, result))
+    if sought is None or end is None or sought is end:
         return False
-    front, seen = [output.grad_fn], 0
-    while front and seen < NODES:
-        node, seen = front.pop(0), seen + 1
-        if node is state.grad_fn:
+    front = [end]
+    for _ in range(NODES):
+        if not front:
+            return False
+        below = [node for node, _ in front.pop(0).next_functions if node is not None]
+        if any(node is sought for node in below):
             return True
-        front += [below for below, _ in node.next_functions if below is not None]
+        front += below
     return False
 
 

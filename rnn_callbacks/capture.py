@@ -191,14 +191,17 @@ class Recorder:
         def listen(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             # A forward pass inside a backward pass is activation checkpointing's second run of the same.
             room = self._room(name)
-            if room is None:
-                self.cut.add(self._batch)
-            if name in self.faults or room is None or torch._C._current_graph_task_id() != -1:
+            if name in self.faults or torch._C._current_graph_task_id() != -1:
+                return
+            if room is None and not self.gradients:
                 return
             start = time.perf_counter()
             try:
                 crossing = Crossing.of(module, args, kwargs, output, self._rng_states.get(name))
                 if self.gradients and not returns_gradient(crossing):
+                    return
+                if room is None:
+                    self.cut.add(self._batch)
                     return
                 with torch.inference_mode(False), torch.no_grad():
                     self._keep(name, crossing, room)

@@ -40,12 +40,16 @@ class Boundary:
 
     outputs: Tensor  # (B, T, directions * P)
     final: Tensor  # (C, B, D), of the states returned beside the outputs
-    connected: bool  # whether gradient can go on into the state that the call was given
+    connections: tuple[bool, bool]  # whether gradient can go on into the hidden state, and the memory, that were given
     complete: bool  # whether every sequence of the call is recorded
-    memory_whole: bool = (
-        False  # whether the memory's gradient holds already what the memory does through its own output
-    )
+    hidden_whole: bool = False  # whether the last hidden state's gradient holds that of the output made from it
+    memory_whole: bool = False  # whether the memory's gradient holds what the memory does through its hidden state
     arrived: bool = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether gradient can go on into any part of the state that the call was given."""
+        return any(self.connections)
 
     def head(self, sequences: int) -> Boundary:
         """The same, of the first sequences only."""

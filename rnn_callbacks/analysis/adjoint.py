@@ -26,7 +26,10 @@ STRETCH = 16  # steps after which impulses are scaled back, before single precis
 @final
 @dataclass(frozen=True, eq=False)
 class Impulses:
-    """What is left, further and further back, of the direct gradient of a single step; one row per sequence."""
+    """What is left, further and further back, of the direct gradient of a single step; one row per sequence.
+
+    In a user's own loop over steps the gradient that a step's state gets is the total one, so that starts there.
+    """
 
     sizes: Tensor  # (F, T), log of |dL/dc| (|dL/dh| without a memory) at each lag; -inf where nothing is left
     lags: Tensor  # (F,), the longest lag that was heard; -1 where a sequence has no direct gradient
@@ -42,7 +45,7 @@ class CellGradients:
         Tensor  # (T, B, D), dL/d[h_t, c_t]: with all that goes through later steps, dL/dc_t with what h_t shows of it
     )
     sent: Tensor  # (T, B), size of the gradient of the state after each step, h and c apart, ...
-    received: Tensor  # (T, B), ... and of what the step hands on of it to the state before
+    received: Tensor  # (T, B), ... and of what the step hands on of it to the state before; 0 at the first step
     impulses: Impulses
     contribution: Tensor  # (T,), |dL/dU| that each step makes, of the first few sequences; 0 for unknown cells
     direct: Tensor  # (T, B, D), what of it was heard at the boundary, or came from the layer above
@@ -113,8 +116,19 @@ def _direct(outputs: Tensor, trace: Trace, call: Call, row: int) -> Tensor:
         last = trace.lengths[: boundary.final.shape[1]].clamp(max=end) - 1
         there = (last >= begin).nonzero().squeeze(1)
         state[last[there], there] += boundary.final[row, there]
+        if boundary.hidden_whole:  # the last state's gradient holds that of the output it went into
+            state[last[there], there, :width] -= outputs[there, last[there]]
         begin = end
     return state
+
+
+def _last(trace: Trace, call: Call, group: slice) -> Tensor:
+    """Where each call that was joined returned its last state, ``(T, B, 1)``: 1 there, else 0."""
+    lengths = trace.lengths[group]
+    found = torch.zeros(trace.inputs.shape[1], len(lengths), 1)
+    for end in _ends(call):
+        found[lengths.clamp(max=end) - 1, torch.arange(len(lengths))] = 1.0
+    return found
 
 
 def _of_cell(trace: Trace, call: Call, direct: Tensor, few: int, *, inputs: bool) -> CellGradients:
@@ -148,15 +162,16 @@ def _of_group(trace: Trace, call: Call, direct: Tensor, group: slice, *, follow:
     steps, sequences, size = direct.shape
     flow = linearise(trace, group)
     if any(boundary.memory_whole for boundary in call.boundaries):
-        direct[..., cell.output_size :] -= flow.shown(direct[..., : cell.output_size])
+        direct[..., cell.output_size :] -= flow.shown(direct[..., : cell.output_size]) * _last(trace, call, group)
     gradients = direct.new_zeros(steps, 1 + follow, sequences, size)
     gradients[:, 0] = direct
     anchors = _set_impulses(gradients, lengths) if follow else torch.zeros(0, dtype=torch.long)
     walk = _Walk(flow, gradients, cell.input_size if inputs else 0, keep=follow and flow.knows_weights)
-    walk.back(call, _handed_on(trace, group))
-    sent = gradients[:, 0].norm(dim=2)
+    walk.back(call, _handed_on(trace, flow, group))
+    # Double precision, because squares of small gradients vanish before the gradients do.
+    sent = gradients[:, 0].norm(dim=2, dtype=torch.float64)
     within = (walk.received[1:] == 0).all(1)
-    walk.received[1:][within] = (gradients[:-1, 0] - direct[:-1]).norm(dim=2)[within]
+    walk.received[1:][within] = (gradients[:-1, 0] - direct[:-1]).norm(dim=2, dtype=torch.float64)[within]
     if cell.memory_size:
         gradients[..., cell.output_size :] = flow.memory_gradients(gradients)
     impulses = Impulses(direct.new_zeros(0, steps).double(), anchors)
@@ -197,12 +212,19 @@ def _set_impulses(gradients: Tensor, lengths: Tensor) -> Tensor:
     return anchors
 
 
-def _handed_on(trace: Trace, group: slice) -> Tensor | None:
-    """Whether each state was handed to the next step as it was, ``(T - 1, B)``; None where it always is."""
+def _handed_on(trace: Trace, flow: Linearisation, group: slice) -> Tensor | None:
+    """Whether hidden state and memory were handed to the next step as they were, ``(T - 1, B, D)``; None for always."""
     if trace.previous is None:
         return None
-    width = trace.cell.output_size
-    return (trace.previous[group, 1:, :width] == trace.hidden[group, :-1]).all(2).transpose(0, 1)
+    cell = trace.cell
+    given = trace.previous[group, 1:].transpose(0, 1)
+    hidden = trace.hidden[group, :-1].transpose(0, 1)
+    parts = [(given[..., : cell.output_size] == hidden).all(2, keepdim=True).expand_as(hidden)]
+    if cell.memory_size and flow.memory is not None:  # rebuilt, so equal but for rounding
+        memory, before = flow.memory[:-1], given[..., cell.output_size :]
+        near = (memory - before).abs() <= trace.tolerance * before.abs().clamp(min=1)
+        parts.append(near.all(2, keepdim=True).expand_as(memory))
+    return torch.cat(parts, dim=2)
 
 
 @final
@@ -220,7 +242,7 @@ class _Walk:
         steps, self.kinds, sequences, _ = gradients.shape
         self.flow, self.gradients, self.steps = flow, gradients, steps
         self.bias = gradients.new_zeros(sequences, flow.width if flow.knows_weights else 0)
-        self.received = gradients.new_zeros(steps, sequences)  # only where calls were joined
+        self.received = torch.zeros(steps, sequences, dtype=torch.float64)  # only where calls were joined
         self.scales = torch.zeros(
             steps, sequences, dtype=torch.float64
         )  # log of what impulses are to be multiplied with
@@ -234,7 +256,8 @@ class _Walk:
         returned last, or not at all; an impulse has to be handed on, if the state was, by a graph that lets it through.
         """
         ends = _ends(call)
-        connected = {end: part.connected for end, part in zip(ends[:-1], call.boundaries[1:], strict=True)}
+        connected = {end: part.connections for end, part in zip(ends[:-1], call.boundaries[1:], strict=True)}
+        width = self.flow.before.shape[2]
         stops = sorted({*range(0, self.steps, STRETCH), *ends})
         offset = torch.zeros(self.gradients.shape[2], dtype=torch.float64)
         scratch = self.gradients.new_empty(STRETCH, *self.gradients.shape[1:3], self.flow.width)
@@ -246,16 +269,19 @@ class _Walk:
             if not begin:
                 break
             if begin in connected:
-                self.received[begin] = back[0].norm(dim=1)
+                self.received[begin] = back[0].norm(dim=1, dtype=torch.float64)
             else:
                 self.gradients[begin - 1, 0] += back[0]
-            if self.kinds > 1 and connected.get(begin, True):
+            if self.kinds > 1:
+                hidden, memory = connected.get(begin, (True, True))
+                back[1, :, :width] *= hidden
+                back[1, :, width:] *= memory
+                if handed_on is not None:
+                    back[1] *= handed_on[begin - 1]
                 size = back[1].double().norm(dim=1)
                 size[size == 0] = 1.0
                 offset = offset + size.log()
-                impulse = back[1] / size.to(back.dtype)[:, None]
-                known = impulse if handed_on is None else impulse * handed_on[begin - 1][:, None]
-                self.gradients[begin - 1, 1] += known
+                self.gradients[begin - 1, 1] += back[1] / size.to(back.dtype)[:, None]
 
     def _gather(self, inner: Tensor, begin: int, end: int) -> None:
         if self.flow.knows_weights:
@@ -282,5 +308,6 @@ def _contribution(walk: _Walk, lengths: Tensor, *, reverse: bool) -> Tensor:
     if reverse:
         there = torch.arange(walk.steps)[:, None, None] < lengths[:, None]  # `flip` repeats a step in the padding
         deltas, before = (flip(part.transpose(0, 1), lengths).transpose(0, 1) * there for part in (deltas, before))
-    products = torch.bmm(deltas, deltas.transpose(1, 2)).double()
-    return (products * torch.bmm(before, before.transpose(1, 2)).double()).sum((1, 2)).clamp(min=0).sqrt()
+    deltas, before = deltas.double(), before.double()
+    products = torch.bmm(deltas, deltas.transpose(1, 2)) * torch.bmm(before, before.transpose(1, 2))
+    return products.sum((1, 2)).clamp(min=0).sqrt()

@@ -30,6 +30,7 @@ class Linearisation(ABC):
             matrix sees them, in torch's row order, G * H.
     """
 
+    memory: Tensor | None = None  # (T, B, M), after each step, of cells with a memory in a user's own loop
     knows_weights = True  # whether what `pull` leaves behind is the gradient of pre-activations
 
     def __init__(self, before: Tensor, *, error: float, width: int, state_size: int) -> None:
@@ -175,6 +176,7 @@ class _Lstm(Linearisation):
         output.sigmoid_()
         memories = _scan(write * new, forget, memory)
         earlier = memory if memory.dim() == 3 else torch.cat([memory[None], memories[:-1]])
+        kept = memories.clone() if memory.dim() == 3 else None
         shown = memories.tanh_()  # the memories themselves are not needed any more
         rebuilt = output * shown
         if own.hr is not None:
@@ -182,6 +184,7 @@ class _Lstm(Linearisation):
         super().__init__(
             before, error=_difference(rebuilt, hidden, lengths), width=4 * units, state_size=cell.state_size
         )
+        self.memory = kept
         self._keeps = forget.contiguous().unbind()
         factors = torch.empty_like(values)
         torch.mul(new, write, out=factors[:, :, 0])
@@ -252,13 +255,14 @@ class _Unknown(Linearisation):
 
     def __init__(self, cell: Cell, inputs: Tensor, states: Tensor, hidden: Tensor, lengths: Tensor) -> None:
         width = cell.output_size
-        rebuilt = torch.stack([cell.step(x, state)[:, :width] for x, state in zip(inputs, states, strict=True)])
+        after = torch.stack([cell.step(x, state) for x, state in zip(inputs, states, strict=True)])
         super().__init__(
             states[..., :width],
-            error=_difference(rebuilt, hidden, lengths),
+            error=_difference(after[..., :width], hidden, lengths),
             width=cell.input_size,
             state_size=cell.state_size,
         )
+        self.memory = after[..., width:]
         self._cell, self._inputs, self._states = cell, inputs, states
 
     def _step(self, step: int) -> tuple[Tensor, Tensor, Tensor]:

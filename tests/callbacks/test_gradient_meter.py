@@ -317,18 +317,15 @@ def test_norms_in_manual_optimization_are_those_after_the_users_clipping(fit):
     assert norms[::2] == pytest.approx(np.full(3, 0.01), rel=1e-3)
 
 
-class ClippingGan(Gan, OwnClipping):
+class ClippingGan(Gan):
     """Manual optimization never calls the method, and the user may have cleared gradients by the batch's end."""
 
-    def __init__(self):
-        Gan.__init__(self)
-
     def training_step(self, batch, batch_idx):
-        Gan.training_step(self, batch, batch_idx)
+        super().training_step(batch, batch_idx)
         self.zero_grad()
 
-    def configure_optimizers(self):
-        return Gan.configure_optimizers(self)
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        raise AssertionError("not in manual optimization")
 
 
 @pytest.mark.filterwarnings("ignore:GradientFlowMonitor. in manual optimization")
