@@ -38,7 +38,7 @@ RULES: dict[str, _Rule] = {
     ),
     "exploding": _Rule(
         1e3,
-        "the gradient of a single step grows {value:.0f} times on its way back: updates are ruled by a few sequences "
+        "the gradient of a single step grows {value:.3g} times on its way back: updates are ruled by a few sequences "
         "and far steps. Clip the gradient norm, lower the learning rate, or start with smaller recurrent weights.",
     ),
     "clipped": _Rule(
@@ -124,7 +124,7 @@ def norm_flags(
         found.append(Flag("clipped", clipped, limit, looks > 1 and clipped > limit, words))
     limit = _threshold("non_finite", thresholds)
     if limit is not None:
-        limit = max(limit, SKIPPED) if scaled else limit
+        limit = max(limit, SKIPPED) if scaled and "non_finite" not in thresholds else limit
         words = RULES["non_finite"].meaning.format(value=broken)
         found.append(Flag("non_finite", broken, limit, broken > limit, words))
     return tuple(found)

@@ -36,7 +36,7 @@ class GradientFlow:
     times: NDArray[np.int64]  # (T,), sequences heard at each position
     hidden: NDArray[np.float64]  # (T,), root mean square over sequences of |dL/dh_t|, the total gradient
     memory: NDArray[np.float64]  # (T,), the same of dL/dc_t; empty without a memory
-    gain: NDArray[np.float64]  # (T,), |gradient handed to the state before| / |gradient of the state|, at each position
+    gain: NDArray[np.float64]  # (T,), |gradient handed to the state before| / |gradient of the state|; 0 at the first
     contribution: NDArray[np.float64]  # (T,), |dL/dU| from each position, U the recurrent matrix; first few sequences
     credit: NDArray[np.float64]  # (L + 1,), log of the share of an impulse that is left at lags 0 ... L
     heard: NDArray[np.int64]  # (L + 1,), impulses that were followed so far
@@ -102,7 +102,9 @@ def gradient_flow(parts: Sequence[CellGradients]) -> GradientFlow:
     times = (torch.arange(steps)[:, None] < lengths).sum(1)
     hidden = total_of_squares([part.total[..., :width].norm(dim=2) for part in parts])
     memory = total_of_squares([part.total[..., width:].norm(dim=2) for part in parts])
-    sent, received = (total_of_squares([getattr(part, name) for part in parts]) for name in ("sent", "received"))
+    # The first step that is read has no state of the cell before it to hand anything on to.
+    sent = total_of_squares([part.sent * (torch.arange(len(part.sent)) > 0)[:, None] for part in parts])
+    received = total_of_squares([part.received for part in parts])
     contribution = torch.zeros(steps, dtype=torch.float64)
     for part in parts:
         contribution[: len(part.contribution)] += part.contribution.double()
@@ -142,7 +144,8 @@ def _credit(parts: Sequence[CellGradients]) -> tuple[NDArray[np.float64], NDArra
     heard = alive.sum(0)
     now = torch.logsumexp((2 * sizes[:, :-1]).where(alive[:, 1:], -torch.inf), 0)
     after = torch.logsumexp((2 * sizes[:, 1:]).where(alive[:, 1:], -torch.inf), 0)
-    change = torch.where(torch.isneginf(after), -torch.inf, (after - now) / 2)
+    # What is lost is lost, even if a saturated unit shows some of it again further back.
+    change = torch.where(torch.isneginf(after) | torch.isneginf(now), -torch.inf, (after - now) / 2)
     credit = torch.cat([torch.zeros(1, dtype=torch.float64), change.cumsum(0)])
     return credit.clamp(min=DEEPEST).numpy(), heard.numpy()
 

@@ -46,6 +46,12 @@ class GradientNorms:
         before, after = self.total, self.clipped_total
         return np.isfinite(before) & (after < 0.999 * before)
 
+    def since(self, step: int) -> GradientNorms:
+        """The rows from a step on."""
+        late = self.steps >= step
+        rows = (self.norm[late], self.clipped[late], self.block_norm[late])
+        return GradientNorms(self.steps[late], self.parameters, self.blocks, *rows)
+
     @property
     def finite(self) -> NDArray[np.bool_]:
         """Whether all of a step's gradients are finite numbers, ``(n,)``."""
@@ -72,7 +78,7 @@ class GradientNorms:
 
 
 def _together(norms: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.sqrt((np.where(norms == ABSENT, 0.0, norms) ** 2).sum(1))
+    found: NDArray[np.float64] = np.hypot.reduce(np.where(norms == ABSENT, 0.0, norms), axis=1)  # squares may overflow
     return found
 
 
@@ -200,7 +206,7 @@ class NormMeter:
         return True
 
     def _new_ring(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        rows = max([self.capacity, *(ring.shape[1] for ring in self._rings.values())])
+        rows = max([self.capacity, len(self._steps) + 1, *(ring.shape[1] for ring in self._rings.values())])
         ring = torch.full((2, rows, len(self._columns)), ABSENT, device=device, dtype=dtype)
         if device in self._rings:
             ring.copy_(self._rings[device])
@@ -252,7 +258,7 @@ def _dense(gradient: Tensor) -> Tensor:
     """The values of a gradient, real and without gaps."""
     if gradient.is_sparse:
         gradient = gradient.coalesce().values()
-    return torch.view_as_real(gradient) if gradient.is_complex() else gradient.detach()
+    return torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient.detach()
 
 
 # Of each precision: integers of the same width, bits of the fraction, mask of the exponent, and its bias.
@@ -263,6 +269,15 @@ _BITS = {
     torch.bfloat16: (torch.int16, 7, 0xFF, 127),
 }
 LOWEST, HIGHEST = -127, 128  # exponents that are told apart; the ends take all that lies beyond
+
+
+def together(parts: Sequence[GradientSizes]) -> GradientSizes:
+    """Sizes of several sets of parameters as one."""
+    fields = ("elements", "zeros", "subnormal", "nan", "infinite", "counts")
+    return GradientSizes(
+        tuple(name for part in parts for name in part.parameters),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in fields),
+    )
 
 
 @final
@@ -307,11 +322,18 @@ def gradient_sizes(gradients: Mapping[str, Tensor]) -> GradientSizes:
 
 
 def update_ratios(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """|change| / |weights before| of each parameter, by one step of the optimizer; 0 for weights that are all zero."""
+    """|change| / |weights before| of each parameter by one step of the optimizer; 0 for weights that are all zero.
+
+    Infinite where a weight is no number, before or after.
+    """
     if not before:
         return {}
-    old = list(before.values())
-    changes = torch.stack([(after[name].detach() - value).norm().cpu() for name, value in before.items()])
-    sizes = torch.stack([value.norm().cpu() for value in old])
-    ratios = torch.where(sizes > 0, changes / sizes, 0.0)
+    changes = torch.stack([_norm(after[name].detach() - value) for name, value in before.items()])
+    sizes = torch.stack([_norm(value) for value in before.values()])
+    ratios = torch.where(sizes == 0, 0.0, changes / sizes).nan_to_num(nan=torch.inf, posinf=torch.inf)
     return dict(zip(before, ratios.tolist(), strict=True))
+
+
+def _norm(values: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=torch.promote_types(values.dtype, torch.float64))
+    return norm.cpu()

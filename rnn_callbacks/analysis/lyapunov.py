@@ -88,7 +88,7 @@ def _follow(trace: Trace, rows: int, count: int, warm_up: float, seed: int) -> t
     skipped = int(warm_up * int(lengths.max()))
     sums = torch.zeros(rows, count, dtype=torch.float64)
     shortest, longest = int(lengths.min()), int(lengths.max())
-    stretch, due = 1, 1
+    latest, due = 0, 1
     for step in range(longest):
         moved = flow.push(step, tangents)
         tangents = moved if step < shortest else torch.where((step < lengths)[:, None], moved, tangents)
@@ -98,10 +98,10 @@ def _follow(trace: Trace, rows: int, count: int, warm_up: float, seed: int) -> t
                 sums.zero_()
             else:
                 sums += grown
-            spread = float((grown.amax(1) - grown.amin(1))[step < lengths].max()) / stretch
+            spread = float((grown.amax(1) - grown.amin(1))[step < lengths].max()) / (step + 1 - latest)
             # Infinite, or no number at all, where a direction or every direction has collapsed.
             stretch = max(1, int(min(LONGEST_STRETCH, SPREAD[dtype] / max(spread, 1e-9)))) if spread < torch.inf else 1
-            due = step + 1 + stretch
+            latest, due = step + 1, step + 1 + stretch
     return sums, (lengths - skipped).clamp(min=0)
 
 

@@ -23,6 +23,7 @@ from ..analysis.gradient_flow import gradient_flow
 from ..analysis.gradient_norms import ABSENT, HIGHEST, LOWEST, GradientNorms
 from ..analysis.lyapunov import lyapunov_exponents
 from ..analysis.spectra import recurrent_spectra
+from ..capture import Recorder
 from ..figures.gradient_flow import draw_gradient_flow, draw_gradient_norms
 from ..report import Histogram, Report
 from ..sinks import Layout
@@ -173,10 +174,10 @@ class GradientFlowMonitor(EpochCallback):
         if self._meter is None:
             return
         with self._briefly, torch.no_grad():
-            self._meter.after_batch(outputs)
-            if self._meter.due:
-                norms = self._fetch()
-                if norms is not None:
+            self._meter.after_batch(trainer.current_epoch, outputs)
+            if self._meter.due or self._meter.meter.full:
+                due, norms = self._meter.due, self._fetch()
+                if due and norms is not None:
                     scalars = {f"gradient_flow/{tag}": v for tag, v in self._meter.scalars(norms).items()}
                     sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=int(norms.steps[-1]))
 
@@ -233,7 +234,7 @@ class GradientFlowMonitor(EpochCallback):
         rebuilt = {name: self._rebuild(look, name) for name in look.tapes}
         recorder = self._shared_recorder(look.trainer)
         assert recorder is not None
-        own = self._own.errors(self._modules, rebuilt, look.tapes, recorder.cut)
+        own = self._own.errors(self._modules, rebuilt, look.tapes, recorder.cut | _left_out(look, recorder))
         for name, by_cell in rebuilt.items():
             if by_cell:
                 self._describe_module(look, name, by_cell, own, report)
@@ -242,6 +243,7 @@ class GradientFlowMonitor(EpochCallback):
     def _rebuild(self, look: Look, name: str) -> dict[str, list[CellGradients]]:
         """Gradients through time of a module's cells, over all calls to which some came back."""
         calls = [call for call in look.tapes[name].calls if any(boundary.arrived for boundary in call.boundaries)]
+        finite = [call for call in calls if _finite(call)]  # others are named by their parameters
         if not calls:
             self._guard.say(
                 f"no gradient {name}",
@@ -249,7 +251,7 @@ class GradientFlowMonitor(EpochCallback):
                 "inside a reentrant checkpoint (use_reentrant=False can be listened to).",
             )
         found: dict[str, list[CellGradients]] = {}
-        for call in calls:
+        for call in finite:
             for part in total_gradients(unscaled(call, self._own.scales.get(call.batch, 1.0)), impulses=IMPULSES):
                 found.setdefault(part.trace.cell.name, []).append(part)
         return found
@@ -283,7 +285,7 @@ class GradientFlowMonitor(EpochCallback):
                 recurrent_spectra(parts[-1].trace.cell),
             )
             drawn.append(found)
-            self._describe_cell(f"{where}.{cell}", found, report)
+            self._describe_cell(look, f"{where}.{cell}", found, report)
         report.figures[where] = partial(draw_gradient_flow, name, drawn, title=f"epoch {look.epoch}")
 
     def _judge(
@@ -294,6 +296,13 @@ class GradientFlowMonitor(EpochCallback):
         The true one is the module's own; where that cannot be had, or holds more, what torch's backward pass makes of
         the same gradients at the boundary. Neither exists for cells of a user's own, whose gradients are autograd's.
         """
+        if not all(bool(part.total.isfinite().all()) for part in parts):
+            self._guard.say(
+                f"not finite {name}",
+                f"GradientFlowMonitor: {name} is left out, because on the way back through its steps gradients became "
+                "NaN or infinite.",
+            )
+            return None, False
         if own is not None and own <= limit:
             return own, True
         replayed = replay_error(parts[0])
@@ -304,19 +313,20 @@ class GradientFlowMonitor(EpochCallback):
             self._guard.say(
                 f"apart {name}",
                 f"GradientFlowMonitor: the gradient of {name}'s bias is not only what comes back through its outputs "
-                f"(cell {cell}: {error:.2g} of it is something else). A penalty on the weights within the loss does "
-                "that and is no fault; a hook that changes gradients would make the profile through time wrong.",
+                f"(cell {cell}: {error:.2g} of it is something else). A penalty on weights or gradients within "
+                "the loss does that and is no fault; a hook that changes gradients would make the profile through time "
+                "wrong.",
             )
             return error, True
         self._guard.say(
             f"refused {name}",
             f"GradientFlowMonitor: {name} is left out, because the gradient of its bias cannot be rebuilt (cell {cell} "
-            f"differs by {error:.2g}). Usual reasons: weights that changed between forward and backward pass, or a "
-            "hook that changes gradients.",
+            f"differs by {error:.2g}). Usual reasons: weights or outputs that were changed in place between "
+            "forward and backward pass, or a hook that changes gradients.",
         )
         return error, False
 
-    def _describe_cell(self, where: str, found: CellFlow, report: _Draft) -> None:
+    def _describe_cell(self, look: Look, where: str, found: CellFlow, report: _Draft) -> None:
         flow = found.flow
         numbers = flow.scalars() | found.lyapunov.scalars() | (found.spectra.scalars() if found.spectra else {})
         report.scalars |= {f"{where}/{key}": value for key, value in numbers.items()}
@@ -326,15 +336,15 @@ class GradientFlowMonitor(EpochCallback):
             eigenvalues = found.spectra.eigenvalues
             report.arrays[f"{where}/eigenvalues"] = np.stack([eigenvalues.real, eigenvalues.imag], -1)
         self._horizons[where] = max(flow.horizon, self._horizons.get(where, 0.0))
-        so_far = SoFar(self._looks + 1, self._horizons[where], self._loss_so_far())
+        so_far = SoFar(self._looks + 1, self._horizons[where], self._loss_so_far(look.trainer))
         self._raise_flags(where, flow_flags(flow, so_far, self.flags or {}), report)
 
-    def _loss_so_far(self) -> float | None:
+    def _loss_so_far(self, trainer: pl.Trainer) -> float | None:
         """Of the first look's loss; None where losses are unknown or not positive."""
-        loss = self._meter.loss if self._meter is not None else None
-        if loss is None or not self._first_loss or self._first_loss <= 0:
-            return None
-        return loss / self._first_loss
+        leader = self._peers(trainer)[0]
+        assert isinstance(leader, GradientFlowMonitor)
+        loss, first = leader._meter.loss if leader._meter is not None else None, leader._first_loss
+        return None if loss is None or first is None or first <= 0 else loss / first
 
     def _raise_flags(self, where: str, flags: Iterable[Flag], report: _Draft) -> None:
         place = where.removeprefix("gradient_flow/")
@@ -373,8 +383,10 @@ class GradientFlowMonitor(EpochCallback):
         thresholds = self.flags or {}
         whole = norm_flags(norms, thresholds, looks=self._looks + 1, scaled=self._meter.scaled)
         self._raise_flags("gradient_flow/total", whole, report)
+        optimized = self._meter.optimized
         for name, flag in dead_parameters(norms, thresholds).items():
-            if self._meter.parameters[name].requires_grad:
+            parameter = self._meter.parameters[name]
+            if parameter.requires_grad and (optimized is None or id(parameter) in optimized):
                 self._raise_flags(f"gradient_flow/parameters/{name}", [flag], report)
         seen = StepSizes(norms, sizes, dict(self._meter.ratios))
         report.figures["gradient_flow/parameters"] = partial(draw_gradient_norms, seen, title=f"epoch {look.epoch}")
@@ -411,6 +423,16 @@ def unscaled(call: Call, scale: float) -> Call:
             for boundary in call.boundaries
         ),
     )
+
+
+def _finite(call: Call) -> bool:
+    return all(bool(part.outputs.isfinite().all() and part.final.isfinite().all()) for part in call.boundaries)
+
+
+def _left_out(look: Look, recorder: Recorder) -> set[int]:
+    """Batches of which calls were heard that this look does not analyse, for it has sequences enough."""
+    heard = recorder.tapes
+    return {call.batch for name, tape in look.tapes.items() for call in heard[name].calls[len(tape.calls) :]}
 
 
 _FLOW_FIELDS = ("lengths", "times", "hidden", "memory", "gain", "contribution", "credit", "heard")

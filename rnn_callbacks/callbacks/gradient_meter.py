@@ -10,7 +10,15 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from ..analysis.gradient_norms import GradientNorms, GradientSizes, NormMeter, gradient_sizes, joined, update_ratios
+from ..analysis.gradient_norms import (
+    GradientNorms,
+    GradientSizes,
+    NormMeter,
+    gradient_sizes,
+    joined,
+    together,
+    update_ratios,
+)
 from ..analysis.spectra import PARTS
 from ..cells import cells
 
@@ -37,13 +45,14 @@ class StepMeter:
         capacity = min(CAPACITY, self.every) if self.every else CAPACITY
         self.meter = NormMeter(self.parameters, self._gates(modules), capacity)
         self.due = False  # whether the loggers are to get numbers after this batch
-        self.sizes: GradientSizes | None = None  # of the latest step that was looked at closely ...
+        self._sizes: dict[int, GradientSizes] = {}  # by optimizer, of its latest step that was looked at closely ...
         self.ratios: dict[str, float] = {}  # ... and how it moved the weights
         self.scaled = (
             getattr(trainer.precision_plugin, "scaler", None) is not None
         )  # then some steps overflow by design
         self._limit, self._measures = _clipping(trainer, pl_module)
         self._epoch = -1
+        self._first_step: int | None = None  # of the epoch
         self._history: list[GradientNorms] = []  # of the current epoch
         self._losses: list[Tensor] = []
         self._loss = (0.0, 0)  # sum and number of the epoch's
@@ -63,16 +72,22 @@ class StepMeter:
 
     def before_step(self, epoch: int, optimizer: torch.optim.Optimizer, step: int) -> None:
         """An optimizer is about to step: gradients are whole, unscaled, and not clipped yet."""
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._history.clear()
-            self._loss = (0.0, 0)
+        self._begin(epoch)
+        if self._first_step is None:
+            self._first_step = step
         members = self._members_of(optimizer)
         self._rows.append((len(self.meter), members))
         self.meter.take(step, members=members, limit=self._limit)
         self.due = bool(self.every) and (step + 1) % self.every == 0
-        if self.due or self.sizes is None:
-            self._look_closely(members)
+        if self.due or id(optimizer) not in self._sizes:
+            self._sizes[id(optimizer)] = self._look_closely(members)
+
+    def _begin(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._first_step = epoch, None
+            self._history.clear()
+            self._losses.clear()
+            self._loss = (0.0, 0)
 
     def _members_of(self, optimizer: torch.optim.Optimizer) -> frozenset[int] | None:
         """``id`` of an optimizer's parameters; None if they are all there are."""
@@ -84,17 +99,19 @@ class StepMeter:
             known = self._members[id(optimizer)] = (count, None if members >= every else members)
         return known[1]
 
-    def _look_closely(self, members: frozenset[int] | None) -> None:
+    def _look_closely(self, members: frozenset[int] | None) -> GradientSizes:
         mine = {n: p for n, p in self.parameters.items() if members is None or id(p) in members}
-        self.sizes = gradient_sizes({name: p.grad for name, p in mine.items() if p.grad is not None})
         left = COPIED
         for name, parameter in mine.items():
             if parameter.grad is not None and parameter.nbytes <= left:
                 left -= parameter.nbytes
-                self._before[name] = parameter.detach().clone()
+                if name not in self._before:  # an optimizer may evaluate several times before it steps (LBFGS)
+                    self._before[name] = parameter.detach().clone()
+        return gradient_sizes({name: p.grad for name, p in mine.items() if p.grad is not None})
 
-    def after_batch(self, outputs: Any) -> None:
+    def after_batch(self, epoch: int, outputs: Any) -> None:
         """A training batch is over: gradients are clipped, weights have moved."""
+        self._begin(epoch)
         if self._rows and self._measures:
             for row, members in self._rows:
                 self.meter.take_clipped(row, members=members)
@@ -105,15 +122,12 @@ class StepMeter:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor) and loss.numel() == 1:
             self._losses.append(loss.detach().reshape(()))
-        if self.meter.full or len(self._losses) >= CAPACITY:
-            self.fetch()
+        if len(self._losses) >= CAPACITY:
+            self._sum_losses()
 
     def fetch(self) -> GradientNorms | None:
         """What was measured since the last time."""
-        if self._losses:
-            losses = torch.stack(self._losses).double().cpu()
-            self._losses.clear()
-            self._loss = (self._loss[0] + float(losses.sum()), self._loss[1] + len(losses))
+        self._sum_losses()
         self.due = False
         if not len(self.meter):
             return None
@@ -123,10 +137,30 @@ class StepMeter:
             del self._history[0]
         return norms
 
+    def _sum_losses(self) -> None:
+        if self._losses:
+            losses = torch.stack(self._losses).double().cpu()
+            self._losses.clear()
+            self._loss = (self._loss[0] + float(losses.sum()), self._loss[1] + len(losses))
+
     @property
     def epoch(self) -> GradientNorms | None:
-        """All steps of the epoch, or its last `KEPT`."""
-        return joined(self._history) if self._history else None
+        """All steps of the epoch, or its last `KEPT`; None without any."""
+        if not self._history or self._first_step is None:
+            return None
+        norms = joined(self._history).since(self._first_step)
+        return norms if len(norms.steps) else None
+
+    @property
+    def sizes(self) -> GradientSizes | None:
+        """Of the latest step of each optimizer that was looked at closely."""
+        return together(list(self._sizes.values())) if self._sizes else None
+
+    @property
+    def optimized(self) -> frozenset[int] | None:
+        """``id`` of all parameters that belong to an optimizer; None if all do."""
+        members = [known for _, known in self._members.values()]
+        return None if None in members else frozenset().union(*(known for known in members if known is not None))
 
     @property
     def loss(self) -> float | None:
@@ -138,8 +172,9 @@ class StepMeter:
         """Of some steps, and of the latest step that was looked at closely; frozen parameters are left out."""
         found = norms.scalars()
         found |= {f"parameters/{name}/update_ratio": ratio for name, ratio in self.ratios.items()}
-        if self.sizes is not None:
-            shares = zip(self.sizes.parameters, self.sizes.zero_share, strict=True)
+        sizes = self.sizes
+        if sizes is not None:
+            shares = zip(sizes.parameters, sizes.zero_share, strict=True)
             found |= {f"parameters/{name}/zeros": float(share) for name, share in shares}
         frozen = {name for name, parameter in self.parameters.items() if not parameter.requires_grad}
         return {

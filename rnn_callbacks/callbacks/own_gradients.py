@@ -19,22 +19,27 @@ class OwnGradients:
     def __init__(self) -> None:
         self.scales: dict[int, float] = {}  # by batch: what a gradient scaler multiplied the loss with
         self._heard: dict[int, dict[int, Tensor]] = {}  # by batch, by id of the parameter
+        self._resting: set[tuple[int, int]] = set()  # batch and parameter, where a backward pass left it out
         self._before: dict[int, Tensor | None] = {}
 
     def clear(self) -> None:
         """Forget what was heard."""
         self.scales.clear()
         self._heard.clear()
+        self._resting.clear()
         self._before.clear()
 
     def before(self, modules: Iterable[nn.Module]) -> None:
         """A backward pass is about to add to what is there, of earlier parts of an accumulated batch."""
-        self._before = {key: None if p.grad is None else p.grad.clone() for key, p in _biases(modules).items()}
+        biases = _biases(modules).items()
+        self._before = {key: None if p.grad is None else p.grad.clone() for key, p in biases if p.requires_grad}
 
     def after(self, modules: Iterable[nn.Module], batch: int) -> None:
         """It has."""
         own = self._heard.setdefault(batch, {})
         for key, parameter in _biases(modules).items():
+            if not parameter.requires_grad:  # as while another optimizer has its turn
+                self._resting.add((batch, key))
             if parameter.grad is not None and key in self._before:
                 before = self._before[key]
                 change = parameter.grad.detach().clone() if before is None else parameter.grad - before
@@ -69,6 +74,8 @@ class OwnGradients:
         errors: dict[int, float] = {}
         for batch in whole & sums.keys() & self._heard.keys():
             for key in sums[batch].keys() & self._heard[batch].keys():
+                if (batch, key) in self._resting:
+                    continue
                 true = self._heard[batch][key].cpu().double() / self.scales.get(batch, 1.0)
                 errors[key] = max(relative_error(sums[batch][key], true), errors.get(key, 0.0))
         return {place: errors[key] for place, key in owners.items() if key in errors}
@@ -87,5 +94,5 @@ def _biases(modules: Iterable[nn.Module]) -> dict[int, nn.Parameter]:
     for module in modules:
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             own = [p for name, p in module.named_parameters(recurse=False) if name.startswith("bias_hh")]
-            found |= {id(parameter): parameter for parameter in own if parameter.requires_grad}
+            found |= {id(parameter): parameter for parameter in own}
     return found

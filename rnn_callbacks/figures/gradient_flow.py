@@ -16,6 +16,7 @@ from ..analysis.gradient_norms import ABSENT, LOWEST
 from .style import gate_colour, house_style, logarithmic, say
 
 MOST_ROWS = 6  # cells in one picture; a deeper stack shows its first ones
+HIGHEST = 230.0  # log of the largest number that is drawn, about 1e100
 MOST_LINES = 8  # parameters with a line and a name of their own
 BLUE, ORANGE = "#0072B2", "#D55E00"
 LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F")
@@ -36,11 +37,11 @@ def draw_gradient_flow(module: str, cells: Sequence[CellFlow], *, title: str = "
     with house_style():
         figure = Figure(figsize=(4.4 * 2 if columns == 2 else 3.5 * columns, 0.6 + 2.9 * rows))
         figure.subplots_adjust(
-            left=0.2 / columns,
+            left=(0.2 if columns == 2 else 0.26) / columns,
             right=1 - 0.1 / columns,
             top=1 - 0.75 / figure.get_figheight(),
             bottom=0.5 / figure.get_figheight(),
-            wspace=0.3,
+            wspace=0.3 if columns == 2 else 0.38,
             hspace=0.5,
         )
         left_out = f", first {len(shown)} of {len(cells)} cells" if len(shown) < len(cells) else ""
@@ -68,18 +69,26 @@ def _draw_credit(axes: Axes, found: CellFlow) -> None:
     lowest = np.log(FITTED) - 2.5
     shown = flow.credit >= lowest
     axes.axhspan(np.exp(lowest), REACH, color="0.93", lw=0)
-    axes.plot(lags[shown], np.exp(flow.credit[shown]), color=BLUE, lw=2, marker="o" if len(lags) <= 16 else "", ms=3)
-    highest = float(np.exp(min(flow.credit.max(), 600.0)))
+    axes.plot(
+        lags[shown],
+        np.exp(np.minimum(flow.credit[shown], HIGHEST)),
+        color=BLUE,
+        lw=2,
+        marker="o" if len(lags) <= 16 else "",
+        ms=3,
+    )
+    highest = float(np.exp(min(flow.credit.max(), HIGHEST)))
     logarithmic(axes)
     axes.set(ylim=(np.exp(lowest), 3 * highest), xlim=(0, max(1, len(lags) - 1)))
-    axes.set(xlabel="time steps back (to the longest heard)", ylabel="share of gradient left")
+    axes.set(xlabel="time steps back", ylabel="share of a step's gradient left")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if flow.horizon < len(lags) - 1:
         axes.axvline(flow.horizon, color=ORANGE, lw=1.5, ls="--")
         axes.annotate("horizon", (flow.horizon, 1.5 * highest), xytext=(4, 0), textcoords="offset points", fontsize=8,
                       color=ORANGE, va="center")  # fmt: skip
     axes.text(0.98, 0.03, "grey: below 1 %", transform=axes.transAxes, ha="right", fontsize=8, color="0.35")
-    axes.set_title(f"{flow.cell}: credit by distance (horizon: {_steps(flow.horizon)})")
+    grown = f"grows {highest:.3g} times" if highest > 10 else f"horizon: {_steps(flow.horizon)}"
+    axes.set_title(f"{flow.cell}: gradient left ({grown})")
 
 
 def _draw_total(axes: Axes, found: CellFlow) -> None:
@@ -122,9 +131,11 @@ def _draw_contribution(axes: Axes, found: CellFlow) -> None:
     axes.fill_between(np.arange(1, len(share) + 1), share, step="mid", color=BLUE, alpha=0.35, lw=0)
     axes.step(np.arange(1, len(share) + 1), share, where="mid", color=BLUE, lw=1.2)
     early = flow.scalars()["early_contribution"]
-    axes.set(ylim=(0, 1.15 * share.max()), xlim=(0.5, len(share) + 0.5), xlabel="time step", ylabel="% of |dL/dU|")
+    axes.set(
+        ylim=(0, 1.15 * share.max()), xlim=(0.5, len(share) + 0.5), xlabel="time step", ylabel="% of their gradient"
+    )
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_title(f"steps that train the recurrent matrix (first half: {early:.0%})")
+    axes.set_title(f"steps that train (first half: {early:.0%})")
 
 
 def _draw_eigenvalues(axes: Axes, found: CellFlow) -> None:
@@ -137,10 +148,12 @@ def _draw_eigenvalues(axes: Axes, found: CellFlow) -> None:
     for place, (part, values) in enumerate(zip(spectra.parts, spectra.eigenvalues, strict=True)):
         axes.scatter(values.real, values.imag, s=9, color=gate_colour(part, place), alpha=0.75, lw=0, label=part)
     size = max(1.25, 1.1 * float(spectra.radius.max()))
-    axes.set(xlim=(-1.75 * size, 1.75 * size), ylim=(-size, 1.35 * size), aspect="equal", xlabel="real part")
+    axes.set(
+        xlim=(-1.75 * size, 1.75 * size), ylim=(-size, 1.35 * size), aspect="equal", xlabel="real part (circle: size 1)"
+    )
     axes.set_ylabel("imaginary part")
     axes.legend(loc="upper center", ncols=4, handletextpad=0, columnspacing=0.5, markerscale=1.8, borderpad=0)
-    axes.set_title(f"recurrent eigenvalues (Lyapunov {largest:+.3f} per step)")
+    axes.set_title(f"recurrent eigenvalues (Lyapunov {largest:+.3f})")
 
 
 def draw_gradient_norms(seen: StepSizes, *, title: str = "") -> Figure:
@@ -158,7 +171,8 @@ def draw_gradient_norms(seen: StepSizes, *, title: str = "") -> Figure:
 
 
 def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+    drawable = np.clip(np.where(np.isfinite(values), values, 1.0), np.exp(-HIGHEST), np.exp(HIGHEST))
+    return np.where(np.isfinite(values) & (values > 0), drawable, np.nan)
 
 
 def _draw_whole(axes: Axes, seen: StepSizes) -> None:
@@ -179,7 +193,7 @@ def _draw_whole(axes: Axes, seen: StepSizes) -> None:
     axes.set(xlabel="optimizer step", ylabel="L2 norm")
     axes.set_ylim(np.nanmin([total, clipped]) / 2, 4 * np.nanmax(total))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    words = f", {len(broken)} steps not finite (dotted)" if len(broken) else ""
+    words = f", not finite at {len(broken)} (dotted)" if len(broken) else ""
     axes.set_title(f"whole gradient{words}")
 
 
@@ -202,7 +216,8 @@ def _draw_lines(axes: Axes, seen: StepSizes) -> None:
     logarithmic(axes)
     axes.set(xlabel="optimizer step", ylabel="L2 norm before clipping")
     low, high = np.nanmin(values), np.nanmax(values)
-    axes.set_ylim(low / 2, high * (high / low) ** 0.45 * 3)  # head room for the legend
+    head_room = np.log10(high) + 0.45 * (np.log10(high) - np.log10(low)) + 0.5  # for the legend
+    axes.set_ylim(low / 2, 10.0**head_room)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.legend(loc="upper center", ncols=2, handlelength=1.2, columnspacing=0.8, fontsize=8)
     more = f" ({len(order) - MOST_LINES} more in grey)" if len(order) > MOST_LINES else ""
@@ -236,7 +251,7 @@ def _draw_sizes(axes: Axes, seen: StepSizes) -> None:
 
 
 def _draw_updates(axes: Axes, seen: StepSizes) -> None:
-    ratios = {name: ratio for name, ratio in seen.update_ratios.items() if ratio > 0}
+    ratios = {name: ratio for name, ratio in seen.update_ratios.items() if 0 < ratio < np.inf}
     if not ratios:
         say(axes, "no weights moved at the step that was measured")
         return

@@ -103,7 +103,7 @@ def test_impulse_that_grows_a_thousand_times_anywhere_explodes(credit, raised):
     found = flag("exploding", flow(credit=credit), SoFar(1, 1.0))
     assert found.raised == raised
     assert found.value == pytest.approx(math.exp(max(credit)))
-    assert f"grows {math.exp(max(credit)):.0f} times" in found.meaning
+    assert f"grows {math.exp(max(credit)):.3g} times" in found.meaning
 
 
 def test_exactly_the_limit_explodes_and_a_flat_credit_is_one():
@@ -117,7 +117,6 @@ def test_explosion_beyond_all_numbers_is_still_a_number():
     assert found.value == pytest.approx(math.exp(700))
 
 
-@pytest.mark.xfail(reason="written out without an exponent, with 305 digits", strict=True)
 def test_explosion_is_told_in_few_words():
     found = flag("exploding", flow(credit=(0.0, 5000.0)), SoFar(1, 1.0))
     assert len(found.meaning) < 300

@@ -228,7 +228,6 @@ def test_nothing_that_is_left_counts_as_the_deepest_credit_and_not_as_no_number(
     np.testing.assert_allclose(flow.credit, [0.0, change, DEEPEST, DEEPEST], atol=EXACT)
 
 
-@pytest.mark.xfail(reason="credit that is lost at one lag and comes back at a later one becomes NaN", strict=True)
 def test_saturated_memory_gives_credit_that_is_a_number():
     # c counts up to 13; from 10 on tanh(c) is flat in float32, and dL/dc is 0 where the impulse starts, not before.
     module = with_biases(nn.LSTM(INPUTS, 1, batch_first=True), input=20.0, forget=20.0, cell=20.0)
@@ -336,7 +335,6 @@ def test_reverse_cell_fades_towards_the_end_of_each_sequence():
     assert flow.horizon == pytest.approx(-1 / math.log(s))
 
 
-@pytest.mark.xfail(reason="the step that was read first hands on what is not counted, and dilutes others", strict=True)
 def test_gain_of_a_reverse_cell_is_the_same_where_a_shorter_sequence_ends():
     module = linear(0.5 * IDENTITY, bidirectional=True)
     flow = flow_of(module, pack(silence(2, 7), (4, 7)), cell="l0_reverse", loss=lambda o: o[:, 0, UNITS:].sum())

@@ -161,9 +161,6 @@ def test_spectrum_wider_than_double_precision_in_ten_steps_is_kept():
     np.testing.assert_allclose(lyapunov_exponents(trace, warm_up=0.7).exponents, exponents, atol=1e-9)
 
 
-@pytest.mark.xfail(
-    reason="the stretch that the warm-up cuts short is taken for a full one, the next is too long", strict=True
-)
 @pytest.mark.parametrize("spread", [2.6, 3.5, 5.0])
 def test_end_of_the_warm_up_loses_no_direction(spread):
     found, true = (

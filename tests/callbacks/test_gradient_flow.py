@@ -257,9 +257,7 @@ class Penalised(Classifier):
 def test_a_weight_penalty_in_the_loss_is_said_once_and_costs_nothing(fit):
     _, said = watch(fit, monitor(), model=Penalised, max_epochs=3)
     assert len(said) == 1
-    assert re.search(
-        r"the gradient of encoder.rnn's bias is not only what comes back .*A penalty on the weights", said[0]
-    )
+    assert re.search(r"the gradient of encoder.rnn's bias is not only what comes back .*A penalty on weights", said[0])
     for report in reports(fit):
         assert report.scalars[ERROR] > 1e-3
         assert f"{CELL}/horizon" in report.scalars
@@ -351,7 +349,7 @@ def test_a_gradient_that_grows_at_every_step_is_flagged_with_its_growth(fit):
     trainer, said = watch(fit, monitor(), model=Constructed(1.2), train=positive(), validate=[])
     grown = 1.2 ** (LONG - 1)
     assert len(said) == 1
-    assert f"rnn.l0, flag exploding: the gradient of a single step grows {grown:.0f} times" in said[0]
+    assert f"rnn.l0, flag exploding: the gradient of a single step grows {grown:.3g} times" in said[0]
     scalars = reports(fit)[-1].scalars
     assert scalars["gradient_flow/rnn.l0/flags/exploding"] == 1
     assert scalars["gradient_flow/rnn.l0/flags/vanishing"] == 0
