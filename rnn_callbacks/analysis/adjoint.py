@@ -258,9 +258,10 @@ class _Walk:
         ends = _ends(call)
         connected = {end: part.connections for end, part in zip(ends[:-1], call.boundaries[1:], strict=True)}
         width = self.flow.before.shape[2]
-        stops = sorted({*range(0, self.steps, STRETCH), *ends})
+        stretch = STRETCH if self.kinds > 1 else 4 * STRETCH
+        stops = sorted({*range(0, self.steps, stretch), *ends})
         offset = torch.zeros(self.gradients.shape[2], dtype=torch.float64)
-        scratch = self.gradients.new_empty(STRETCH, *self.gradients.shape[1:3], self.flow.width)
+        scratch = self.gradients.new_empty(stretch, *self.gradients.shape[1:3], self.flow.width)
         for begin, end in reversed(list(itertools.pairwise(stops))):
             inner = scratch[: end - begin]
             back = self.flow.pull(self.gradients, inner, begin, end)
