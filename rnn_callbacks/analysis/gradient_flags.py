@@ -37,7 +37,7 @@ RULES: dict[str, _Rule] = {
         "forget-gate bias (log(T) reaches back T steps), an orthogonal recurrent matrix, or shorter sequences first.",
     ),
     "exploding": _Rule(
-        1e3,
+        100.0,  # healthy networks reached 6: digits, flip-flops, adding; GRU, LSTM, RNN
         "the gradient of a single step grows {value:.3g} times on its way back: updates are ruled by a few sequences "
         "and far steps. Clip the gradient norm, lower the learning rate, or start with smaller recurrent weights.",
     ),

@@ -97,9 +97,9 @@ def test_without_an_impulse_that_was_heard_nothing_vanishes():
 
 @pytest.mark.parametrize(
     ("credit", "raised"),
-    [((0.0, 3.0, math.log(1001)), True), ((0.0, math.log(999), 5.0), False), ((0.0, 9.0, -3.0), True), ((0.0,), False)],
+    [((0.0, 3.0, math.log(101)), True), ((0.0, math.log(99), 3.0), False), ((0.0, 9.0, -3.0), True), ((0.0,), False)],
 )
-def test_impulse_that_grows_a_thousand_times_anywhere_explodes(credit, raised):
+def test_impulse_that_grows_a_hundred_times_anywhere_explodes(credit, raised):
     found = flag("exploding", flow(credit=credit), SoFar(1, 1.0))
     assert found.raised == raised
     assert found.value == pytest.approx(math.exp(max(credit)))
