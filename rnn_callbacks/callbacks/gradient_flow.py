@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, final
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import sinks
 from ..analysis.adjoint import CellGradients, total_gradients
-from ..analysis.gate_flags import Flag
-from ..analysis.gradient_check import SLACK, replay_error
-from ..analysis.gradient_findings import CellFlow, StepSizes
-from ..analysis.gradient_flags import QUIET, RULES, SoFar, check_flags, dead_parameters, flow_flags, norm_flags
-from ..analysis.gradient_flow import gradient_flow
-from ..analysis.gradient_norms import ABSENT, HIGHEST, LOWEST, GradientNorms
-from ..analysis.lyapunov import lyapunov_exponents
-from ..analysis.spectra import recurrent_spectra
+from ..analysis.gradient_flags import RULES, check_flags
+from ..analysis.gradient_norms import GradientNorms
 from ..capture import Recorder
-from ..figures.gradient_flow import draw_gradient_flow, draw_gradient_norms
-from ..report import Histogram, Report
+from ..report import Report
 from ..sinks import Layout
 from ..tape import Call
 from .base import Briefly, EpochCallback
 from .gradient_meter import StepMeter
+from .gradient_report import GradientReport
 from .look import Look, logging_step
 from .own_gradients import OwnGradients
 
 NAMED = 5  # parameters in one message
 IMPULSES = 8  # sequences of a call in which single moments are followed
-NO_NUMBER = 1e300  # in files, in place of NaN and infinity
-
-
-@final
-@dataclass(eq=False)
-class _Draft:
-    """What a look collects."""
-
-    scalars: dict[str, float] = field(default_factory=dict)
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    histograms: dict[str, Histogram] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
-    figures: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
 
 @final
@@ -228,17 +206,19 @@ class GradientFlowMonitor(EpochCallback):
     # ---- at a look ---------------------------------------------------------------------------------------------------
 
     def analyse(self, look: Look) -> Report:
-        report = _Draft()
+        looks = self._looks + 1
+        report = GradientReport(self._guard, epoch=look.epoch, looks=looks, thresholds=self.flags or {})
         if self._leads(look.trainer):
-            self._describe_steps(look, report)
+            self._describe_steps(report)
         rebuilt = {name: self._rebuild(look, name) for name in look.tapes}
         recorder = self._shared_recorder(look.trainer)
         assert recorder is not None
         own = self._own.errors(self._modules, rebuilt, look.tapes, recorder.cut | _left_out(look, recorder))
+        loss = self._loss_so_far(look.trainer)
         for name, by_cell in rebuilt.items():
             if by_cell:
-                self._describe_module(look, name, by_cell, own, report)
-        return Report(report.scalars, report.arrays, report.histograms, report.texts, report.figures)
+                report.describe_module(name, by_cell, own, horizons=self._horizons, loss=loss)
+        return report.finished
 
     def _rebuild(self, look: Look, name: str) -> dict[str, list[CellGradients]]:
         """Gradients through time of a module's cells, over all calls to which some came back."""
@@ -256,89 +236,6 @@ class GradientFlowMonitor(EpochCallback):
                 found.setdefault(part.trace.cell.name, []).append(part)
         return found
 
-    def _describe_module(
-        self,
-        look: Look,
-        name: str,
-        by_cell: dict[str, list[CellGradients]],
-        own: dict[tuple[str, str], float],
-        report: _Draft,
-    ) -> None:
-        where = f"gradient_flow/{name}"
-        trusted = True
-        for cell, parts in by_cell.items():
-            tolerance = max(part.trace.tolerance for part in parts)
-            rebuild_error = max(part.rebuild_error for part in parts)
-            report.scalars[f"{where}.{cell}/rebuild_error"] = rebuild_error
-            trusted &= self._guard.believes(name, f"cell {cell}", rebuild_error, tolerance)
-            error, believed = self._judge(name, cell, own.get((name, cell)), parts, SLACK * tolerance)
-            trusted &= believed
-            if error is not None:
-                report.scalars[f"{where}.{cell}/gradient_error"] = error
-        if not trusted:
-            return
-        drawn = []
-        for cell, parts in by_cell.items():
-            found = CellFlow(
-                gradient_flow(parts),
-                lyapunov_exponents([part.trace for part in parts]),
-                recurrent_spectra(parts[-1].trace.cell),
-            )
-            drawn.append(found)
-            self._describe_cell(look, f"{where}.{cell}", found, report)
-        report.figures[where] = partial(draw_gradient_flow, name, drawn, title=f"epoch {look.epoch}")
-
-    def _judge(
-        self, name: str, cell: str, own: float | None, parts: list[CellGradients], limit: float
-    ) -> tuple[float | None, bool]:
-        """Difference of the bias gradient to the true one, and whether the gradients through time are to be believed.
-
-        The true one is the module's own; where that cannot be had, or holds more, what torch's backward pass makes of
-        the same gradients at the boundary. Neither exists for cells of a user's own, whose gradients are autograd's.
-        """
-        if not all(bool(part.total.isfinite().all()) for part in parts):
-            self._guard.say(
-                f"not finite {name}",
-                f"GradientFlowMonitor: {name} is left out, because on the way back through its steps gradients became "
-                "NaN or infinite.",
-            )
-            return None, False
-        if own is not None and own <= limit:
-            return own, True
-        replayed = replay_error(parts[0])
-        error = replayed if own is None else own
-        if error is None or (own is None and error <= limit):
-            return error, True
-        if replayed is not None and replayed <= limit:
-            self._guard.say(
-                f"apart {name}",
-                f"GradientFlowMonitor: the gradient of {name}'s bias is not only what comes back through its outputs "
-                f"(cell {cell}: {error:.2g} of it is something else). A penalty on weights or gradients within "
-                "the loss does that and is no fault; a hook that changes gradients would make the profile through time "
-                "wrong.",
-            )
-            return error, True
-        self._guard.say(
-            f"refused {name}",
-            f"GradientFlowMonitor: {name} is left out, because the gradient of its bias cannot be rebuilt (cell {cell} "
-            f"differs by {error:.2g}). Usual reasons: weights or outputs that were changed in place between "
-            "forward and backward pass, or a hook that changes gradients.",
-        )
-        return error, False
-
-    def _describe_cell(self, look: Look, where: str, found: CellFlow, report: _Draft) -> None:
-        flow = found.flow
-        numbers = flow.scalars() | found.lyapunov.scalars() | (found.spectra.scalars() if found.spectra else {})
-        report.scalars |= {f"{where}/{key}": value for key, value in numbers.items()}
-        report.arrays |= {f"{where}/{key}": getattr(flow, key) for key in _FLOW_FIELDS}
-        report.arrays[f"{where}/lyapunov_exponents"] = found.lyapunov.exponents
-        if found.spectra is not None:
-            eigenvalues = found.spectra.eigenvalues
-            report.arrays[f"{where}/eigenvalues"] = np.stack([eigenvalues.real, eigenvalues.imag], -1)
-        self._horizons[where] = max(flow.horizon, self._horizons.get(where, 0.0))
-        so_far = SoFar(self._looks + 1, self._horizons[where], self._loss_so_far(look.trainer))
-        self._raise_flags(where, flow_flags(flow, so_far, self.flags or {}), report)
-
     def _loss_so_far(self, trainer: pl.Trainer) -> float | None:
         """Of the first look's loss; None where losses are unknown or not positive."""
         leader = self._peers(trainer)[0]
@@ -346,21 +243,12 @@ class GradientFlowMonitor(EpochCallback):
         loss, first = leader._meter.loss if leader._meter is not None else None, leader._first_loss
         return None if loss is None or first is None or first <= 0 else loss / first
 
-    def _raise_flags(self, where: str, flags: Iterable[Flag], report: _Draft) -> None:
-        place = where.removeprefix("gradient_flow/")
-        for flag in flags:
-            report.scalars[f"{where}/flags/{flag.name}"] = float(flag.raised)
-            if flag.raised:
-                report.texts[f"{where}/flags/{flag.name}"] = f"**{flag.name}** in `{place}`: {flag.meaning}"
-                if flag.name not in QUIET:
-                    self._guard.say(f"{where} {flag.name}", f"{place}, flag {flag.name}: {flag.meaning}")
-
-    def _describe_steps(self, look: Look, report: _Draft) -> None:
+    def _describe_steps(self, report: GradientReport) -> None:
         """Norms over the steps of the epoch."""
         if self._meter is not None:
             self._fetch()
-        norms = self._meter.epoch if self._meter is not None else None
-        if self._meter is None or norms is None:
+        norms, sizes = (self._meter.epoch, self._meter.sizes) if self._meter is not None else (None, None)
+        if self._meter is None or norms is None or sizes is None:
             self._guard.say(
                 "no step",
                 "GradientFlowMonitor: no optimizer step was heard, so there are no norms of parameters. Lightning only "
@@ -370,26 +258,7 @@ class GradientFlowMonitor(EpochCallback):
             return
         if self._first_loss is None:
             self._first_loss = self._meter.loss
-        report.scalars |= {f"gradient_flow/{tag}": value for tag, value in self._meter.scalars(norms).items()}
-        report.arrays |= {f"gradient_flow/{tag}": value for tag, value in _step_arrays(norms).items()}
-        sizes = self._meter.sizes
-        assert sizes is not None
-        if sizes.counts.any():
-            used = np.flatnonzero(sizes.counts.sum(0))
-            inside = slice(used[0], used[-1] + 1)
-            report.histograms["gradient_flow/total/log2_magnitude"] = Histogram(
-                np.arange(LOWEST, HIGHEST + 2, dtype=np.float64)[used[0] : used[-1] + 2], sizes.counts.sum(0)[inside]
-            )
-        thresholds = self.flags or {}
-        whole = norm_flags(norms, thresholds, looks=self._looks + 1, scaled=self._meter.scaled)
-        self._raise_flags("gradient_flow/total", whole, report)
-        optimized = self._meter.optimized
-        for name, flag in dead_parameters(norms, thresholds).items():
-            parameter = self._meter.parameters[name]
-            if parameter.requires_grad and (optimized is None or id(parameter) in optimized):
-                self._raise_flags(f"gradient_flow/parameters/{name}", [flag], report)
-        seen = StepSizes(norms, sizes, dict(self._meter.ratios))
-        report.figures["gradient_flow/parameters"] = partial(draw_gradient_norms, seen, title=f"epoch {look.epoch}")
+        report.describe_steps(self._meter, norms, sizes)
 
     def layout(self) -> Layout:
         def chart(pattern: str) -> list[Any]:
@@ -433,25 +302,3 @@ def _left_out(look: Look, recorder: Recorder) -> set[int]:
     """Batches of which calls were heard that this look does not analyse, for it has sequences enough."""
     heard = recorder.tapes
     return {call.batch for name, tape in look.tapes.items() for call in heard[name].calls[len(tape.calls) :]}
-
-
-_FLOW_FIELDS = ("lengths", "times", "hidden", "memory", "gain", "contribution", "credit", "heard")
-
-
-def _step_arrays(norms: GradientNorms) -> dict[str, NDArray[Any]]:
-    """What is kept of an epoch: the whole gradient at every step, and quartiles of each parameter's over the steps."""
-
-    def kept(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.nan_to_num(values, nan=NO_NUMBER, posinf=NO_NUMBER)
-
-    levels = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
-    spread = [
-        np.quantile(row[row != ABSENT], levels) if (row != ABSENT).any() else 0 * levels for row in kept(norms.norm).T
-    ]
-    return {
-        "total/steps": norms.steps,
-        "total/norms": kept(norms.total),
-        "total/norms_clipped": kept(norms.clipped_total),
-        "parameters/names": np.array(norms.parameters),
-        "parameters/norm_quartiles": np.array(spread),
-    }
