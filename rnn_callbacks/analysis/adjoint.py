@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..rebuild import Trace, dropout_masks, flip, traces
 from ..tape import Call
-from .linearisation import Linearisation, linearise
+from .jacobian_products import Linearisation
+from .linearisation import linearise
 
 ROWS = 2048  # steps in work at a time: memory stays flat, and larger pieces were slower
 STRETCH = 16  # steps after which impulses are scaled back, before single precision loses them

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import final
 
 from .gradient_flow import GradientFlow
-from .gradient_norms import GradientNorms, GradientSizes
+from .gradient_norms import GradientNorms
+from .gradient_sizes import GradientSizes
 from .lyapunov import LyapunovSpectrum
 from .spectra import RecurrentSpectra
 

@@ -10,15 +10,8 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from ..analysis.gradient_norms import (
-    GradientNorms,
-    GradientSizes,
-    NormMeter,
-    gradient_sizes,
-    joined,
-    together,
-    update_ratios,
-)
+from ..analysis.gradient_norms import GradientNorms, NormMeter, joined
+from ..analysis.gradient_sizes import GradientSizes, gradient_sizes, together, update_ratios
 from ..analysis.spectra import PARTS
 from ..cells import cells
 

@@ -15,7 +15,8 @@ from ..analysis.gradient_check import SLACK, replay_error
 from ..analysis.gradient_findings import CellFlow, StepSizes
 from ..analysis.gradient_flags import QUIET, SoFar, dead_parameters, flow_flags, norm_flags
 from ..analysis.gradient_flow import gradient_flow
-from ..analysis.gradient_norms import ABSENT, HIGHEST, LOWEST, GradientNorms, GradientSizes
+from ..analysis.gradient_norms import ABSENT, GradientNorms
+from ..analysis.gradient_sizes import HIGHEST, LOWEST, GradientSizes
 from ..analysis.lyapunov import lyapunov_exponents
 from ..analysis.spectra import recurrent_spectra
 from ..figures.gradient_flow import draw_gradient_flow, draw_gradient_norms

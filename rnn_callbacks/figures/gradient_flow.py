@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ..analysis.gradient_findings import CellFlow, StepSizes
 from ..analysis.gradient_flow import FITTED, LONGEST, REACH
-from ..analysis.gradient_norms import ABSENT, LOWEST
+from ..analysis.gradient_norms import ABSENT
+from ..analysis.gradient_sizes import LOWEST
 from .style import gate_colour, house_style, logarithmic, say
 
 MOST_ROWS = 6  # cells in one picture; a deeper stack shows its first ones

@@ -7,16 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from rnn_callbacks.analysis.gradient_norms import (
-    ABSENT,
-    HIGHEST,
-    LOWEST,
-    GradientNorms,
-    NormMeter,
-    gradient_sizes,
-    joined,
-    update_ratios,
-)
+from rnn_callbacks.analysis.gradient_norms import ABSENT, GradientNorms, NormMeter, joined
+from rnn_callbacks.analysis.gradient_sizes import HIGHEST, LOWEST, gradient_sizes, update_ratios
 
 ROUNDING = 1e-6  # norms of float32 gradients are taken in float32
 REAL = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

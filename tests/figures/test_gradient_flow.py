@@ -14,7 +14,8 @@ from torch import nn
 from rnn_callbacks.analysis.adjoint import total_gradients
 from rnn_callbacks.analysis.gradient_findings import CellFlow, StepSizes
 from rnn_callbacks.analysis.gradient_flow import DEEPEST, LONGEST, gradient_flow
-from rnn_callbacks.analysis.gradient_norms import ABSENT, LOWEST, GradientNorms, gradient_sizes
+from rnn_callbacks.analysis.gradient_norms import ABSENT, GradientNorms
+from rnn_callbacks.analysis.gradient_sizes import LOWEST, gradient_sizes
 from rnn_callbacks.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from rnn_callbacks.analysis.spectra import recurrent_spectra
 from rnn_callbacks.capture import Recorder
