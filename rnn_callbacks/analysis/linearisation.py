@@ -1,4 +1,4 @@
-"""Jacobians along a trace for every kind of cell: in closed form where it is known, else by automatic differentiation."""
+"""Jacobians along a trace for every kind of cell: in closed form where it is known, else by autograd."""
 
 from __future__ import annotations
 
