@@ -128,14 +128,16 @@ def main(arguments: list[str] | None = None) -> None:
         files = sorted(Path(str(trainer.log_dir), "rnn_callbacks", "gradient_flow").glob("*.npz"))
         error = float(trainer.callback_metrics["val_loss"])
         rows.append(row(cell, error, [load(str(path)) for path in files], time.perf_counter() - begin))
-    print("\n                  steps back after which credit falls to 1/e")
+    print("\n                  horizon: steps back in which credit falls by a factor e")
     print("network  error    first  longest     last     took")
     print("\n".join(rows))
     print(
         f"\n(An error of {NO_MEMORY:.3f} is that of a network without memory; the first mark lies 31 to 60 steps back.)"
     )
     print(f"To see why:  tensorboard --logdir {Path(options.logs, 'lightning_logs')}")
-    print("  (Images: gradient_flow/reader, credit by distance; Custom Scalars: horizons side by side; Text: flags)")
+    print(
+        "  (Images: gradient_flow/reader, how much gradient is left by distance; Custom Scalars: horizons side by side; Text: flags)"
+    )
 
 
 def row(cell: str, error: float, looks: list[SavedReport], seconds: float) -> str:
@@ -144,7 +146,7 @@ def row(cell: str, error: float, looks: list[SavedReport], seconds: float) -> st
     flagged = [look.epoch for look in looks if look.report.scalars["gradient_flow/reader.l0/flags/vanishing"]]
     verdict = "adds" if error < NO_MEMORY / 2 else "does not add"
     ends = (horizons[0], max(horizons), horizons[-1])
-    numbers = "".join(f"{horizon:>9.1f}" if horizon < 1000 else "  endless" for horizon in ends)
+    numbers = "".join(f"{horizon:>9.1f}" if horizon < 10 * (STEPS - 1) else "  endless" for horizon in ends)
     flag = f"flag `vanishing` in epochs {flagged[0]} to {flagged[-1]}" if flagged else ""
     return f"{cell:<8}{error:>7.4f}{numbers}{seconds:>7.0f} s   {verdict:<13} {flag}".rstrip()
 

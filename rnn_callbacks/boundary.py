@@ -27,7 +27,7 @@ def returns_gradient(crossing: Crossing) -> bool:
     return any(tensor.requires_grad for tensor in _tensors(crossing.output))
 
 
-def await_gradients(crossing: Crossing, call: Call, done: Done) -> Boundary:
+def await_gradients(crossing: Crossing, call: Call, done: Done, wanted: Callable[[], bool] = lambda: True) -> Boundary:
     """Listen for the gradients of what a call returned; they arrive when somebody runs the backward pass.
 
     Args:
@@ -35,6 +35,7 @@ def await_gradients(crossing: Crossing, call: Call, done: Done) -> Boundary:
         call: the same as it was read, which says how many sequences to keep and in which precision.
         done: told the seconds that each listening took, and what went wrong if something did: a backward pass of the
             user's must not fail for our sake.
+        wanted: whether a backward pass that runs now is the one to listen to.
     """
     stepwise = call.cells[0].place.stepwise
     output: Any = crossing.output
@@ -61,16 +62,16 @@ def await_gradients(crossing: Crossing, call: Call, done: Done) -> Boundary:
 
     base = _transposed(first)
     if base is None:
-        _hook(first.data if isinstance(first, PackedSequence) else first, keep_outputs, boundary, done)
+        _hook(first.data if isinstance(first, PackedSequence) else first, keep_outputs, boundary, done, wanted)
     else:  # an in-place change of a view would take the hook with it
-        _hook(base, lambda gradient: keep_outputs(gradient.transpose(0, 1)), boundary, done)
+        _hook(base, lambda gradient: keep_outputs(gradient.transpose(0, 1)), boundary, done, wanted)
     begin = call.cells[0].output_size if stepwise else 0  # a step's hidden state is its output
     for state in states:
         if in_loop and _feeds(state, first):
             boundary.hidden_whole |= not begin
             boundary.memory_whole |= begin > 0
         if not (in_loop and _feeds(first, state)):  # its gradient comes back to the outputs anyway
-            _hook(state, partial(keep_states, begin), boundary, done)
+            _hook(state, partial(keep_states, begin), boundary, done, wanted)
         begin += state.shape[-1]
     return boundary
 
@@ -83,9 +84,12 @@ def _transposed(output: Any) -> Tensor | None:
     return base if base.requires_grad and base.transpose(0, 1).stride() == output.stride() else None
 
 
-def _hook(tensor: Tensor, keep: Callable[[Tensor], None], boundary: Boundary, done: Done) -> None:
+def _hook(
+    tensor: Tensor, keep: Callable[[Tensor], None], boundary: Boundary, done: Done, wanted: Callable[[], bool]
+) -> None:
     def listen(gradient: Tensor | None) -> None:
-        if gradient is None:  # torch also calls with nothing, where the loss does not use this output
+        # torch also calls with nothing, where the loss does not use this output.
+        if gradient is None or not wanted():
             return
         begin = time.perf_counter()
         fault: Exception | None = None

@@ -91,7 +91,9 @@ class Recorder:
         self.max_megabytes = max_megabytes
         self.gradients = gradients
         self.faults: dict[str, Exception] = {}  # what went wrong while listening, by module; never raised in a forward
+        self.gradients_wanted = True  # whether a backward pass that runs now is one to listen to
         self.cut: set[int] = set()  # batches of which not every call could be kept
+        self.without_gradient: set[str] = set()  # modules that ran where no gradient could come back
         self.seconds = 0.0  # time spent in hooks since `open`
         self._model = model
         self._opened = ExitStack()
@@ -110,6 +112,7 @@ class Recorder:
         self._called = False  # or the model as a whole is called
         self.faults.clear()
         self.cut.clear()
+        self.without_gradient.clear()
         self.seconds = 0.0
 
     def open(self) -> None:
@@ -199,6 +202,7 @@ class Recorder:
             try:
                 crossing = Crossing.of(module, args, kwargs, output, self._rng_states.get(name))
                 if self.gradients and not returns_gradient(crossing):
+                    self.without_gradient.add(name)
                     return
                 if room is None:
                     self.cut.add(self._batch)
@@ -232,7 +236,8 @@ class Recorder:
         self._current[name] = max(self._current[name], len(call.lengths))
         kept = [call.inputs, call.outputs, call.previous]
         if self.gradients:
-            boundary = await_gradients(crossing, call, partial(self._heard_gradient, name))
+            done = partial(self._heard_gradient, name)
+            boundary = await_gradients(crossing, call, done, lambda: self.gradients_wanted)
             call = replace(call, boundaries=(boundary,))
             kept.append(boundary.outputs)
         self._bytes[name] += sum(tensor.nbytes for tensor in kept if tensor is not None)

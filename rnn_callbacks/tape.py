@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .cells import Cell
 
-NEAR = 8  # how many of the last passages a call may go on with: streams that take turns, as in siamese networks
+NEAR = 64  # how many of the last passages a call may go on with: streams that take turns, as in siamese networks
 
 
 @final

@@ -107,7 +107,7 @@ def frozen():
     [(c, o) for c in CALLBACKS for o in (["validation", "train"] if chooses_batches(c) else [None])],
 )
 @pytest.mark.parametrize("name", SITUATIONS)
-@pytest.mark.filterwarnings("ignore:parameters/encoder.rnn.weight_hh_l0_reverse, flag dead")  # true: see `Classifier`
+@pytest.mark.filterwarnings("ignore:total, flag dead.* encoder.rnn.weight_hh_l0_reverse")  # true: see `Classifier`
 def test_a_watched_run_ends_bit_identical_to_an_unwatched_one(fit, callback, observe, name):
     situation = SITUATIONS[name]
     options = {key: value for key, value in situation.items() if key != "model"}

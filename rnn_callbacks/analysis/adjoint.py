@@ -51,6 +51,7 @@ class CellGradients:
     contribution: Tensor  # (T,), |dL/dU| that each step makes, of the first few sequences; 0 for unknown cells
     direct: Tensor  # (T, B, D), what of it was heard at the boundary, or came from the layer above
     bias: Tensor  # (B, G * H), dL/d(bias_hh) of each sequence, torch's row order; no columns for unknown cells
+    changed: bool  # whether a user's own loop hands on another state than it was given, in the first few sequences
     joined: bool  # whether several calls over parts of the sequences make up the whole
     rebuild_error: float  # of the hidden states from which this was made
     input_gradients: Tensor | None  # (T, B, I), where asked for
@@ -69,6 +70,8 @@ def total_gradients(call: Call, *, impulses: int = 8, inputs: bool = False) -> t
     """
     if not call.boundaries:
         raise ValueError("the call has no gradients: record it with Recorder(model, gradients=True)")
+    if not any(boundary.arrived for boundary in call.boundaries):
+        raise ValueError("no gradient came back to the call: run loss.backward() before, on a loss of its outputs")
     walked = traces(call)
     layers = 1 + max(trace.cell.place.layer for trace in walked)
     masks = dropout_masks(call, layers - 1)
@@ -151,6 +154,7 @@ def _of_cell(trace: Trace, call: Call, direct: Tensor, few: int, *, inputs: bool
         contribution=parts[0].contribution,
         direct=direct,
         bias=torch.cat([part.bias for part in parts]),
+        changed=parts[0].changed,
         joined=parts[0].joined,
         rebuild_error=max(part.rebuild_error for part in parts),
         input_gradients=torch.cat(handed, 1) if handed else None,
@@ -166,7 +170,10 @@ def _of_group(trace: Trace, call: Call, direct: Tensor, group: slice, *, follow:
         direct[..., cell.output_size :] -= flow.shown(direct[..., : cell.output_size]) * _last(trace, call, group)
     gradients = direct.new_zeros(steps, 1 + follow, sequences, size)
     gradients[:, 0] = direct
-    anchors = _set_impulses(gradients, lengths) if follow else torch.zeros(0, dtype=torch.long)
+    anchors, changed = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool)
+    if follow:
+        anchors, changed = _set_impulses(gradients, lengths), _changed(trace, call, flow, group)
+        anchors[changed] = -1  # what goes through a change that nobody heard is not known
     walk = _Walk(flow, gradients, cell.input_size if inputs else 0, keep=follow and flow.knows_weights)
     walk.back(call, _handed_on(trace, flow, group))
     # Double precision, because squares of small gradients vanish before the gradients do.
@@ -190,6 +197,7 @@ def _of_group(trace: Trace, call: Call, direct: Tensor, group: slice, *, follow:
         else direct.new_zeros(steps),
         direct=direct,
         bias=walk.bias,
+        changed=bool(changed.any()),
         joined=len(call.boundaries) > 1 and trace.previous is None,
         rebuild_error=flow.error,
         input_gradients=walk.input_gradients,
@@ -214,18 +222,33 @@ def _set_impulses(gradients: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _handed_on(trace: Trace, flow: Linearisation, group: slice) -> Tensor | None:
-    """Whether hidden state and memory were handed to the next step as they were, ``(T - 1, B, D)``; None for always."""
+    """Whether each number of the state was handed to the next step as it was, ``(T - 1, B, D)``; None for always."""
     if trace.previous is None:
         return None
     cell = trace.cell
     given = trace.previous[group, 1:].transpose(0, 1)
     hidden = trace.hidden[group, :-1].transpose(0, 1)
-    parts = [(given[..., : cell.output_size] == hidden).all(2, keepdim=True).expand_as(hidden)]
+    parts = [given[..., : cell.output_size] == hidden]
     if cell.memory_size and flow.memory is not None:  # rebuilt, so equal but for rounding
         memory, before = flow.memory[:-1], given[..., cell.output_size :]
-        near = (memory - before).abs() <= trace.tolerance * before.abs().clamp(min=1)
-        parts.append(near.all(2, keepdim=True).expand_as(memory))
+        parts.append((memory - before).abs() <= trace.tolerance * before.abs().clamp(min=1))
     return torch.cat(parts, dim=2)
+
+
+def _changed(trace: Trace, call: Call, flow: Linearisation, group: slice) -> Tensor:
+    """Which sequences a user's own loop hands on a changed state, other than a cut or a fresh one, ``(B,)``."""
+    handed_on = _handed_on(trace, flow, group)
+    if trace.previous is None or handed_on is None:
+        return torch.zeros(len(trace.lengths[group]), dtype=torch.bool)
+    given = trace.previous[group, 1:].transpose(0, 1)
+    fresh = (given == trace.initial[group]) | (given == 0)
+    steps = torch.arange(1, len(given) + 1)[:, None] < trace.lengths[group]
+    changed = (~handed_on & ~fresh).any(2) & steps
+    ends = _ends(call)
+    for end, boundary in zip(ends[:-1], call.boundaries[1:], strict=True):
+        if not boundary.connected:
+            changed[end - 1] = False
+    return changed.any(0)
 
 
 @final

@@ -6,7 +6,7 @@ attractors contracts *because* it works. What tells is a horizon that never was 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -16,7 +16,7 @@ from .gate_flags import Flag
 from .gradient_flow import GradientFlow
 from .gradient_norms import ABSENT, GradientNorms
 
-LOOKS = 5  # before it can be said that something has not come about
+EPOCHS = 5  # before it can be said that something has not come about
 FALLEN = 0.2  # of the first loss: below, the network learns, whatever its horizon; adding without memory stays at 0.4
 SHORTEST = 10  # steps; in shorter sequences every step is near
 SKIPPED = 0.1  # share of steps that a gradient scaler may well skip while it finds its scale
@@ -33,8 +33,8 @@ RULES: dict[str, _Rule] = {
     "vanishing": _Rule(
         0.1,
         "at best so far, credit fell to 1/e within {horizon:.1f} of {length:.0f} time steps{loss}: what the task "
-        "needs from further back is not being learned. Try a GRU or an LSTM with a larger "
-        "forget-gate bias (log(T) reaches back T steps), an orthogonal recurrent matrix, or shorter sequences first.",
+        "needs from further back is not being learned. Try a larger forget-gate bias (LSTM; log(T) reaches back T "
+        "steps), a GRU or an LSTM in place of a plain RNN, an orthogonal recurrent matrix, or shorter sequences first.",
     ),
     "exploding": _Rule(
         100.0,  # healthy networks reached 6: digits, flip-flops, adding; GRU, LSTM, RNN
@@ -53,12 +53,13 @@ RULES: dict[str, _Rule] = {
     ),
     "dead": _Rule(
         1.0,
-        "no step of the epoch gave it a gradient other than zero: it does not learn. Is it used in the loss, or cut "
+        "no step of the epoch gave a gradient other than zero to {names}: not used in the loss, or cut "
         "off by a detach(), or by units that never fire? (A bidirectional layer of which only the last step is used "
         "never trains its reverse recurrence.) requires_grad_(False) says that this is meant.",
     ),
 }
 
+NAMED = 5  # parameters in one message
 QUIET = ("clipped",)  # explained, but no cause for a warning: with Adam many healthy networks train so
 
 
@@ -73,6 +74,8 @@ def check_flags(thresholds: Mapping[str, float | None]) -> None:
             raise ValueError(f"flags: {name!r} is none of {', '.join(RULES)}")
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
             raise ValueError(f"flags: the threshold of {name!r} must be a number or null, got {value!r}")
+        if value is not None and name != "exploding" and not 0 <= value <= 1:
+            raise ValueError(f"flags: the threshold of {name!r} is a share, from 0 to 1, got {value!r}")
 
 
 @final
@@ -80,7 +83,7 @@ def check_flags(thresholds: Mapping[str, float | None]) -> None:
 class SoFar:
     """What earlier looks of a run have shown."""
 
-    looks: int  # with the present one
+    epochs: int  # with the present one
     best_horizon: float  # of the cell, the longest in any look with the present one
     loss: float | None = None  # mean of the training loss now, in units of that of the first look
 
@@ -91,7 +94,7 @@ def flow_flags(flow: GradientFlow, so_far: SoFar, thresholds: Mapping[str, float
     share = so_far.best_horizon / length
     learns = so_far.loss is not None and so_far.loss < FALLEN
     heard = len(flow.credit) > 1
-    judged = so_far.looks >= LOOKS and length >= SHORTEST and heard and not learns
+    judged = so_far.epochs >= EPOCHS and length >= SHORTEST and heard and not learns
     found = []
     limit = _threshold("vanishing", thresholds)
     if limit is not None:
@@ -130,16 +133,25 @@ def norm_flags(
     return tuple(found)
 
 
-def dead_parameters(norms: GradientNorms, thresholds: Mapping[str, float | None]) -> dict[str, Flag]:
-    """Of each parameter, whether its gradient was zero, or none, at nearly every step."""
+def dead_parameters(
+    norms: GradientNorms, thresholds: Mapping[str, float | None], names: Collection[str]
+) -> tuple[Flag, tuple[str, ...]] | None:
+    """Whether some parameter's gradient was zero, or none, at nearly every step, and which; None if switched off.
+
+    Args:
+        norms: of the steps.
+        thresholds: other thresholds.
+        names: of the parameters that are to learn.
+    """
     limit = _threshold("dead", thresholds)
     if limit is None:
-        return {}
+        return None
     idle = ((norms.norm == 0) | (norms.norm == ABSENT)).mean(0)
-    return {
-        name: Flag("dead", float(share), limit, bool(share >= limit), RULES["dead"].meaning)
-        for name, share in zip(norms.parameters, idle, strict=True)
-    }
+    shares = {name: float(share) for name, share in zip(norms.parameters, idle, strict=True) if name in names}
+    dead = tuple(name for name, share in shares.items() if share >= limit)
+    more = f" and {len(dead) - NAMED} more" if len(dead) > NAMED else ""
+    words = RULES["dead"].meaning.format(names=", ".join(dead[:NAMED]) + more)
+    return Flag("dead", max(shares.values(), default=0.0), limit, bool(dead), words), dead
 
 
 def _threshold(name: str, thresholds: Mapping[str, float | None]) -> float | None:

@@ -22,6 +22,7 @@ from .adjoint import CellGradients
 LONGEST = 1e6  # steps; a horizon beyond is endless, as far as anybody can tell
 REACH = 0.01  # share of credit below which a step is out of reach
 FITTED = 1e-4  # share of credit down to which the horizon is fitted: what is left below trains nothing
+BEYOND = 10.0  # times the longest lag heard, above which horizons cannot be told apart
 DEEPEST = -690.0  # log of credit that counts as none; nearly the smallest number there is
 
 
@@ -40,9 +41,25 @@ class GradientFlow:
     contribution: NDArray[np.float64]  # (T,), |dL/dU| from each position, U the recurrent matrix; first few sequences
     credit: NDArray[np.float64]  # (L + 1,), log of the share of an impulse that is left at lags 0 ... L
     heard: NDArray[np.int64]  # (L + 1,), impulses that were followed so far
-    horizon: float  # lags after which credit falls to 1/e, in time steps; up to `LONGEST`
+    horizon: float  # lags in which credit falls by a factor e, of a line fitted to its log; up to `LONGEST`
     rebuild_error: float  # largest difference of rebuilt and recorded hidden state, relative to max(1, |h|)
     tolerance: float  # what rounding may explain of it
+    reverse: bool = False  # whether the cell reads from the end
+    changed: bool = False  # whether a user's own loop changes the state between steps: credit beyond is not known
+
+    @property
+    def fitted(self) -> NDArray[np.float64]:
+        """Log of the fitted line at lags 0, 1, ... as far as it was fitted; too few lags give none."""
+        end = _fitted_lags(self.credit)
+        if end < 2:
+            return np.empty(0)
+        slope, start = np.polyfit(np.arange(end), self.credit[:end], 1)
+        return np.asarray(start + slope * np.arange(end), dtype=np.float64)
+
+    @property
+    def endless(self) -> bool:
+        """Whether the horizon is beyond what can be told from the distances heard."""
+        return self.horizon >= BEYOND * max(1, len(self.credit) - 1)
 
     @property
     def reach(self) -> float:
@@ -61,14 +78,16 @@ class GradientFlow:
 
     def scalars(self) -> dict[str, float]:
         """Headline numbers."""
-        heard = np.flatnonzero(self.times)
-        first, last = (self.hidden[heard[[0, -1]]]) if len(heard) else (0.0, 0.0)
+        way = -1 if self.reverse else 1
+        felt = np.flatnonzero(self.hidden > 0)[::way]
+        first = self.hidden[np.flatnonzero(self.times)[::way][0]] if len(felt) else 0.0
+        last = self.hidden[felt[-1]] if len(felt) else 0.0
         passed = self.gain[self.gain > 0]
         whole = self.contribution.sum()
-        early = self.contribution[: len(self.contribution) // 2].sum()
-        return {
-            "horizon": self.horizon,
-            "reach": self.reach,
+        early = self.contribution[::way][: len(self.contribution) // 2].sum()
+        followed = len(self.credit) > 1  # otherwise nobody knows how far
+        credit = {"horizon": min(self.horizon, BEYOND * (len(self.credit) - 1)), "reach": self.reach}
+        return (credit if followed else {}) | {
             "gain": float(np.exp(np.log(passed).mean())) if len(passed) else 0.0,
             "first_over_last": float(first / last) if last > 0 else 0.0,
             "early_contribution": float(early / whole) if whole > 0 else 0.0,
@@ -100,8 +119,8 @@ def gradient_flow(parts: Sequence[CellGradients]) -> GradientFlow:
 
     lengths = torch.cat([part.trace.lengths for part in parts])
     times = (torch.arange(steps)[:, None] < lengths).sum(1)
-    hidden = total_of_squares([part.total[..., :width].norm(dim=2) for part in parts])
-    memory = total_of_squares([part.total[..., width:].norm(dim=2) for part in parts])
+    hidden = total_of_squares([part.total[..., :width].norm(dim=2, dtype=torch.float64) for part in parts])
+    memory = total_of_squares([part.total[..., width:].norm(dim=2, dtype=torch.float64) for part in parts])
     # The first step that is read has no state of the cell before it to hand anything on to.
     sent = total_of_squares([part.sent * (torch.arange(len(part.sent)) > 0)[:, None] for part in parts])
     received = total_of_squares([part.received for part in parts])
@@ -123,6 +142,8 @@ def gradient_flow(parts: Sequence[CellGradients]) -> GradientFlow:
         horizon=horizon(credit),
         rebuild_error=max(part.rebuild_error for part in parts),
         tolerance=max(part.trace.tolerance for part in parts),
+        reverse=cell.place.reverse,
+        changed=any(part.changed for part in parts),
     )
 
 
@@ -151,14 +172,19 @@ def _credit(parts: Sequence[CellGradients]) -> tuple[NDArray[np.float64], NDArra
 
 
 def horizon(credit: NDArray[np.float64]) -> float:
-    """Time steps after which credit falls to 1/e: from the slope of its log over the lags that still train something.
+    """Time steps in which credit falls by a factor e: from the slope of its log over lags that still train something.
 
     Args:
         credit: log of the share of credit at lags 0, 1, ...
     """
-    below = np.flatnonzero(credit < np.log(FITTED))
-    end = int(below[0]) if len(below) else len(credit)
+    end = _fitted_lags(credit)
     if end < 2:  # nothing is left one step before
         return float(-1.0 / credit[1]) if len(credit) > 1 and credit[1] > DEEPEST else 0.0
     slope = np.polyfit(np.arange(end), credit[:end], 1)[0]
     return float(min(LONGEST, -1.0 / slope)) if slope < 0 else LONGEST
+
+
+def _fitted_lags(credit: NDArray[np.float64]) -> int:
+    """How many lags, from 0 on, still train something."""
+    below = np.flatnonzero(credit < np.log(FITTED))
+    return int(below[0]) if len(below) else len(credit)

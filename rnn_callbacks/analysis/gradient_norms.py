@@ -51,9 +51,15 @@ class GradientNorms:
 
     def since(self, step: int) -> GradientNorms:
         """The rows from a step on."""
-        late = self.steps >= step
-        rows = (self.norm[late], self.clipped[late], self.block_norm[late])
-        return GradientNorms(self.steps[late], self.parameters, self.blocks, *rows)
+        return self._rows(self.steps >= step)
+
+    def real(self) -> GradientNorms:
+        """The rows with a gradient at all: a training step may give no loss."""
+        return self._rows((self.norm != ABSENT).any(axis=1))
+
+    def _rows(self, kept: NDArray[np.bool_]) -> GradientNorms:
+        rows = (self.norm[kept], self.clipped[kept], self.block_norm[kept])
+        return GradientNorms(self.steps[kept], self.parameters, self.blocks, *rows)
 
     @property
     def finite(self) -> NDArray[np.bool_]:

@@ -100,6 +100,10 @@ class EpochCallback(pl.Callback, ABC):
     def remember(self, memory: dict[str, Any]) -> None:
         """Take `memory` back from a checkpoint; an empty one when a run begins."""
 
+    def has_heard_more(self) -> bool:
+        """Whether there is something to look at beside what recurrent modules said."""
+        return False
+
     def finish(self, trainer: pl.Trainer) -> None:
         """The run is over, or broke off: say what has not been said."""
 
@@ -281,16 +285,18 @@ class EpochCallback(pl.Callback, ABC):
         if recorder is not None:
             recorder.close()
             heard = any(tape.calls for tape in recorder.tapes.values()) or bool(recorder.faults)
+            if not heard and self._schedule.wants_epoch(trainer.current_epoch):
+                self._guard.say(
+                    "silent",
+                    f"{type(self).__name__} heard nothing: {', '.join(self._modules)} {_why_silent(recorder)}",
+                )
+            heard = heard or self.has_heard_more()
             self._fresh, self._heard_at = heard, (trainer.current_epoch, step)
             if self._leads(trainer):
                 self._schedule.numbers.spent += recorder.seconds
             last = self._is_last(trainer)
             if heard and self._schedule.look_is_due(trainer.current_epoch, last=last):
                 scalars = self._look(trainer, pl_module, last=last)
-            elif not heard and self._schedule.wants_epoch(trainer.current_epoch):
-                self._guard.say(
-                    "silent", f"{type(self).__name__} heard nothing: {', '.join(self._modules)} was not called."
-                )
         if trainer.world_size > 1:
             scalars = trainer.strategy.broadcast(scalars, src=0)
         if scalars:
@@ -350,18 +356,19 @@ class EpochCallback(pl.Callback, ABC):
                     raise RuntimeError(f"listening to {name} failed") from recorder.faults[name]
             elif heard[name].calls:
                 tapes[name] = heard[name].head(self.max_sequences)
-            else:
-                self._guard.say(f"silent {name}", f"{title}: {name} was not called in this look; it is left out.")
+            elif "silent" not in self._guard.said:
+                self._guard.say(f"silent {name}", f"{title}: {name} is left out; it {_why_silent(recorder, name)}")
         return Look(trainer, pl_module, tapes, epoch, step)
 
     def _say_spacing(self, trainer: pl.Trainer) -> None:
         every = self._schedule.spacing(trainer.current_epoch + 1)
         if self._schedule.every_n_epochs is None and every > 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            none_between = 0 < (trainer.max_epochs or 0) <= every
+            none_between = 0 < (trainer.max_epochs or 0) <= every + 1
             rank_zero_info(
                 f"{type(self).__name__} looks at the first and the last epoch"
                 + (" only" if none_between else f" and about every {every} epochs between")
-                + f", to take about {self.max_overhead:.0%} of the training time; every_n_epochs=1 looks at each."
+                + f", to stay near {self.max_overhead:.0%} of the training time (a short run takes more); "
+                "every_n_epochs=1 looks at each."
             )
 
     # ---- the end ---------------------------------------------------------------------------------------------------
@@ -373,7 +380,7 @@ class EpochCallback(pl.Callback, ABC):
             scalars = self._look(trainer, pl_module, last=True)
             with self._guard:
                 sinks.log_scalars(trainer, scalars, epoch=epoch, step=step)
-        if trainer.is_global_zero and self._looks == 0:
+        if trainer.is_global_zero and self._looks == 0 and "silent" not in self._guard.said:
             due = (
                 ""
                 if self.every_n_epochs is None
@@ -394,6 +401,16 @@ class EpochCallback(pl.Callback, ABC):
             self._recorder.close()
             self._recorder = None
         self._modules = {}
+
+
+def _why_silent(recorder: Recorder, name: str | None = None) -> str:
+    """Why nothing was heard of a module, or of any."""
+    if recorder.without_gradient if name is None else name in recorder.without_gradient:
+        return (
+            "ran, but without gradients (frozen with all below it, inside torch.no_grad() or in a reentrant "
+            "checkpoint; use_reentrant=False can be listened to)."
+        )
+    return "was not called."
 
 
 @final

@@ -62,12 +62,13 @@ class GradientFlowMonitor(EpochCallback):
 
     Logged at each look:
 
-    - `gradient_flow/{module}.{cell}/horizon`: time steps back after which credit falls to 1/e; at most a million.
+    - `gradient_flow/{module}.{cell}/horizon`: time steps back in which credit falls by a factor e, from a line fitted
+      to its logarithm; at most ten times the longest distance heard.
     - `gradient_flow/{module}.{cell}/reach`: time steps back at which a hundredth of it is left; at most those heard.
     - `gradient_flow/{module}.{cell}/gain`: mean factor by which a step changes the size of the gradient passing it.
-    - `gradient_flow/{module}.{cell}/first_over_last`: |dL/dh| at the first step / at the last, from all losses.
+    - `gradient_flow/{module}.{cell}/first_over_last`: |dL/dh| at the step read first / at the last, from all losses.
     - `gradient_flow/{module}.{cell}/early_contribution`: share of the recurrent weights' gradient that comes from the
-      first half of the steps, in [0, 1].
+      half of the steps that is read first, in [0, 1].
     - `gradient_flow/{module}.{cell}/lyapunov`: largest Lyapunov exponent, in nats per step: above 0, small
       differences of the state grow.
     - `gradient_flow/{module}.{cell}/{part}/spectral_radius`: largest modulus of the eigenvalues of a gate's recurrent
@@ -77,8 +78,7 @@ class GradientFlowMonitor(EpochCallback):
       the module's own; about 1e-6.
     - `gradient_flow/{module}.{cell}/rebuild_error`: difference of rebuilt and real hidden states, relative.
     - `gradient_flow/{module}.{cell}/flags/{flag}`: 1 when the flag is raised, else 0.
-    - `gradient_flow/total/flags/{flag}`: the same, of the whole gradient.
-    - `gradient_flow/parameters/{parameter}/flags/dead`: 1 when it had no gradient in the epoch, else 0.
+    - `gradient_flow/total/flags/{flag}`: the same, of the whole gradient and of all parameters.
     - `gradient_flow/failed_looks`: looks whose analysis raised, so far.
     - `gradient_flow/seconds`: what the numbers of this look took.
     - `gradient_flow/overhead`: seconds spent looking per second of training, so far.
@@ -122,6 +122,7 @@ class GradientFlowMonitor(EpochCallback):
         self._first_loss: float | None = memory.get("first_loss")
         self._meter: StepMeter | None = None
         self._own = OwnGradients()
+        self._window: Recorder | None = None  # what hears Lightning's own backward pass alone
         self._briefly = Briefly(self)
 
     # ---- every step ------------------------------------------------------------------------------------------------
@@ -154,8 +155,10 @@ class GradientFlowMonitor(EpochCallback):
         with self._briefly, torch.no_grad():
             self._meter.after_batch(trainer.current_epoch, outputs)
             if self._meter.due or self._meter.meter.full:
-                due, norms = self._meter.due, self._fetch()
-                if due and norms is not None:
+                due = self._meter.due
+                self._fetch()
+                norms = self._meter.interval() if due else None
+                if norms is not None:
                     scalars = {f"gradient_flow/{tag}": v for tag, v in self._meter.scalars(norms).items()}
                     sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=int(norms.steps[-1]))
 
@@ -178,19 +181,32 @@ class GradientFlowMonitor(EpochCallback):
         return norms
 
     def finish(self, trainer: pl.Trainer) -> None:
+        self._window = None
         if self._meter is not None:
             self._fetch()
             self._meter = None
 
+    def has_heard_more(self) -> bool:
+        return self._meter is not None and bool(len(self._meter.meter) or self._meter.epoch)
+
     # ---- the module's own gradient of its recurrent biases, to compare with ------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        # Only Lightning's own backward pass trains; a gradient that a training step asks for itself does not. In manual
+        # optimization a plain loss.backward() is not announced, so everything is listened to.
+        self._window = self._shared_recorder(trainer) if pl_module.automatic_optimization else None
 
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if number == 0:
             self._own.clear()
+        if self._window is not None:
+            self._window.gradients_wanted = False
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         recorder = self._shared_recorder(trainer)
         if recorder is not None and recorder.listening:
+            recorder.gradients_wanted = True
             with self._briefly, torch.no_grad():
                 self._own.before(self._modules.values())
                 scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -198,6 +214,8 @@ class GradientFlowMonitor(EpochCallback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         recorder = self._shared_recorder(trainer)
+        if self._window is not None:
+            self._window.gradients_wanted = False
         if recorder is not None and recorder.listening and trainer.world_size == 1:
             # With several processes gradients are by now those of all of them together.
             with self._briefly, torch.no_grad():
@@ -252,8 +270,8 @@ class GradientFlowMonitor(EpochCallback):
             self._guard.say(
                 "no step",
                 "GradientFlowMonitor: no optimizer step was heard, so there are no norms of parameters. Lightning only "
-                "tells of steps by its own optimizers: in manual optimization use self.optimizers() and "
-                "self.manual_backward(loss).",
+                "tells of steps by its own optimizers: in manual optimization take them from self.optimizers(), "
+                "without use_pl_optimizer=False.",
             )
             return
         if self._first_loss is None:

@@ -47,6 +47,7 @@ class StepMeter:
         self._epoch = -1
         self._first_step: int | None = None  # of the epoch
         self._history: list[GradientNorms] = []  # of the current epoch
+        self._since: list[GradientNorms] = []  # the loggers got their last numbers
         self._losses: list[Tensor] = []
         self._loss = (0.0, 0)  # sum and number of the epoch's
         self._rows: list[tuple[int, frozenset[int] | None]] = []  # of the current batch
@@ -72,8 +73,12 @@ class StepMeter:
         self._rows.append((len(self.meter), members))
         self.meter.take(step, members=members, limit=self._limit)
         self.due = bool(self.every) and (step + 1) % self.every == 0
+        if self._before and not isinstance(optimizer, torch.optim.LBFGS):  # it steps a second time in this batch
+            self._compare()
         if self.due or id(optimizer) not in self._sizes:
-            self._sizes[id(optimizer)] = self._look_closely(members)
+            sizes = self._look_closely(members)
+            if sizes.parameters:
+                self._sizes[id(optimizer)] = sizes
 
     def _begin(self, epoch: int) -> None:
         if epoch != self._epoch:
@@ -109,14 +114,17 @@ class StepMeter:
             for row, members in self._rows:
                 self.meter.take_clipped(row, members=members)
         self._rows.clear()
-        if self._before:
-            self.ratios |= update_ratios(self._before, self.parameters)
-            self._before.clear()
+        self._compare()
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor) and loss.numel() == 1:
             self._losses.append(loss.detach().reshape(()))
         if len(self._losses) >= CAPACITY:
             self._sum_losses()
+
+    def _compare(self) -> None:
+        if self._before:
+            self.ratios |= update_ratios(self._before, self.parameters)
+            self._before.clear()
 
     def fetch(self) -> GradientNorms | None:
         """What was measured since the last time."""
@@ -124,11 +132,20 @@ class StepMeter:
         self.due = False
         if not len(self.meter):
             return None
-        norms = self.meter.drain()
+        norms = self.meter.drain().real()
+        if not len(norms.steps):
+            return None
         self._history.append(norms)
+        self._since.append(norms)
         while sum(len(part.steps) for part in self._history[1:]) >= KEPT:
             del self._history[0]
         return norms
+
+    def interval(self) -> GradientNorms | None:
+        """All that was fetched since this was asked for last."""
+        found = joined(self._since) if self._since else None
+        self._since.clear()
+        return found
 
     def _sum_losses(self) -> None:
         if self._losses:
@@ -150,10 +167,12 @@ class StepMeter:
         return together(list(self._sizes.values())) if self._sizes else None
 
     @property
-    def optimized(self) -> frozenset[int] | None:
-        """``id`` of all parameters that belong to an optimizer; None if all do."""
+    def learning(self) -> set[str]:
+        """Names of the parameters that belong to an optimizer and are not frozen."""
         members = [known for _, known in self._members.values()]
-        return None if None in members else frozenset().union(*(known for known in members if known is not None))
+        every = None in members
+        ours = {key for known in members if known is not None for key in known}
+        return {name for name, p in self.parameters.items() if p.requires_grad and (every or id(p) in ours)}
 
     @property
     def loss(self) -> float | None:
@@ -170,10 +189,11 @@ class StepMeter:
             shares = zip(sizes.parameters, sizes.zero_share, strict=True)
             found |= {f"parameters/{name}/zeros": float(share) for name, share in shares}
         frozen = {name for name, parameter in self.parameters.items() if not parameter.requires_grad}
+        gates = {f"{gate}/norm" for name in frozen for gate in self.meter.blocks.get(name, ())}
         return {
             tag: value
             for tag, value in found.items()
-            if not (tag.startswith("parameters/") and tag.split("/", 2)[1] in frozen)
+            if tag not in gates and not (tag.startswith("parameters/") and tag.split("/", 2)[1] in frozen)
         }
 
 
@@ -181,7 +201,7 @@ def _clipping(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[float
     """The norm to which Lightning will clip, and whether clipped gradients must be measured because nobody can know."""
     if not pl_module.automatic_optimization:  # clipped already, if at all
         return None, False
-    if is_overridden("configure_gradient_clipping", pl_module):
+    if is_overridden("configure_gradient_clipping", pl_module) or is_overridden("on_before_optimizer_step", pl_module):
         return None, True
     limit = trainer.gradient_clip_val
     if not limit:

@@ -33,7 +33,7 @@ class GradientReport:
 
     Args:
         guard: says what a person should know, once.
-        epoch: for the titles of pictures.
+        epoch: from 0.
         looks: how many there were, with this one.
         thresholds: of the flags.
     """
@@ -41,6 +41,7 @@ class GradientReport:
     def __init__(self, guard: Guard, *, epoch: int, looks: int, thresholds: Mapping[str, float | None]) -> None:
         self._guard = guard
         self._title = f"epoch {epoch}"
+        self._epochs = epoch + 1
         self._looks = looks
         self._thresholds = thresholds
         self._scalars: dict[str, float] = {}
@@ -66,11 +67,11 @@ class GradientReport:
             )
         whole = norm_flags(norms, self._thresholds, looks=self._looks, scaled=meter.scaled)
         self._raise("gradient_flow/total", whole)
-        optimized = meter.optimized
-        for name, flag in dead_parameters(norms, self._thresholds).items():
-            parameter = meter.parameters[name]
-            if parameter.requires_grad and (optimized is None or id(parameter) in optimized):
-                self._raise(f"gradient_flow/parameters/{name}", [flag])
+        # Norms of tiny gradients vanish in single precision; counted elements do not.
+        alive = {name for name, share in zip(sizes.parameters, sizes.zero_share, strict=True) if share < 1}
+        dead = dead_parameters(norms, self._thresholds, meter.learning - alive)
+        if dead is not None:
+            self._raise("gradient_flow/total", [dead[0]], about=",".join(dead[1]))
         seen = StepSizes(norms, sizes, dict(meter.ratios))
         self._figures["gradient_flow/parameters"] = partial(draw_gradient_norms, seen, title=self._title)
 
@@ -156,7 +157,16 @@ class GradientReport:
 
     def _describe_cell(self, where: str, found: CellFlow, horizons: dict[str, float], loss: float | None) -> None:
         flow = found.flow
-        numbers = flow.scalars() | found.lyapunov.scalars() | (found.spectra.scalars() if found.spectra else {})
+        followed = len(flow.credit) > 1
+        numbers = flow.scalars() | (found.lyapunov.scalars() if followed else {})
+        numbers |= found.spectra.scalars() if found.spectra else {}
+        if flow.changed:
+            self._guard.say(
+                f"unfollowed {where}",
+                f"GradientFlowMonitor: how far back credit reaches in {where.removeprefix('gradient_flow/')} cannot be "
+                "told: a loop of your own changes the state between two steps (by dropout or normalisation, say), and "
+                "what goes through that is not heard. The total gradients at each step are right.",
+            )
         self._scalars |= {f"{where}/{key}": value for key, value in numbers.items()}
         self._arrays |= {f"{where}/{key}": getattr(flow, key) for key in _FLOW_FIELDS}
         self._arrays[f"{where}/lyapunov_exponents"] = found.lyapunov.exponents
@@ -164,17 +174,20 @@ class GradientReport:
             eigenvalues = found.spectra.eigenvalues
             self._arrays[f"{where}/eigenvalues"] = np.stack([eigenvalues.real, eigenvalues.imag], -1)
         horizons[where] = max(flow.horizon, horizons.get(where, 0.0))
-        so_far = SoFar(self._looks, horizons[where], loss)
+        so_far = SoFar(self._epochs, horizons[where], loss)
         self._raise(where, flow_flags(flow, so_far, self._thresholds))
 
-    def _raise(self, where: str, flags: Iterable[Flag]) -> None:
+    def _raise(self, where: str, flags: Iterable[Flag], *, about: str = "") -> None:
         place = where.removeprefix("gradient_flow/")
         for flag in flags:
             self._scalars[f"{where}/flags/{flag.name}"] = float(flag.raised)
             if flag.raised:
                 self._texts[f"{where}/flags/{flag.name}"] = f"**{flag.name}** in `{place}`: {flag.meaning}"
-                if flag.name not in QUIET:
-                    self._guard.say(f"{where} {flag.name}", f"{place}, flag {flag.name}: {flag.meaning}")
+                told = flag.name == "non_finite" and "non_finite" in self._guard.said  # by parameter and step
+                if flag.name not in QUIET and not told:
+                    self._guard.say(
+                        f"{where} {flag.name} {about}".rstrip(), f"{place}, flag {flag.name}: {flag.meaning}"
+                    )
 
 
 _FLOW_FIELDS = ("lengths", "times", "hidden", "memory", "gain", "contribution", "credit", "heard")

@@ -92,6 +92,11 @@ class Guard:
         """Whether rebuilt states are those of a module; if not, says why nothing that rests on them is reported."""
         if error <= tolerance:
             return True
+        if error == float("inf"):
+            self.say(
+                f"refused {name}", f"{self.owner}: {name} is left out: there are NaN or infinite values in {where}."
+            )
+            return False
         self.say(
             f"refused {name}",
             f"{self.owner}: {name} is left out, because its hidden states cannot be rebuilt from its weights ({where} "
@@ -130,7 +135,8 @@ def find_modules(owner: str, model: nn.Module, wanted: Sequence[str] | None) -> 
     Raises:
         MisconfigurationException: when a wanted module does not exist, with the names that do, or when there is none.
     """
-    if wanted is not None and not (wanted and all(isinstance(name, str) for name in wanted)):
+    names = wanted if isinstance(wanted, (list, tuple)) else [None]
+    if wanted is not None and not (wanted and all(isinstance(name, str) for name in names)):
         raise MisconfigurationException(f"{owner}: module must be a name, a list of names or None, got {wanted!r}")
     known = recurrent_modules(model)
     unheard = {name: reason for name, module in model.named_modules() if (reason := why_unheard(module)) is not None}

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..analysis.gradient_findings import CellFlow, StepSizes
-from ..analysis.gradient_flow import FITTED, LONGEST, REACH
+from ..analysis.gradient_flow import FITTED, REACH, GradientFlow
 from ..analysis.gradient_norms import ABSENT
 from ..analysis.gradient_sizes import LOWEST
 from .style import gate_colour, house_style, logarithmic, say
@@ -36,7 +36,7 @@ def draw_gradient_flow(module: str, cells: Sequence[CellFlow], *, title: str = "
     columns = 2 if len(shown) == 1 else panels
     rows = 2 if len(shown) == 1 else len(shown)
     with house_style():
-        figure = Figure(figsize=(4.4 * 2 if columns == 2 else 3.5 * columns, 0.6 + 2.9 * rows))
+        figure = Figure(figsize=(4.4 * 2 if columns == 2 else 3.7 * columns, 0.6 + 2.9 * rows))
         figure.subplots_adjust(
             left=(0.2 if columns == 2 else 0.26) / columns,
             right=1 - 0.1 / columns,
@@ -57,14 +57,20 @@ def draw_gradient_flow(module: str, cells: Sequence[CellFlow], *, title: str = "
     return figure
 
 
-def _steps(value: float) -> str:
-    return "endless" if value >= LONGEST else f"{value:.1f} steps" if value < 1000 else f"{value:.0f} steps"
+def _steps(flow: GradientFlow) -> str:
+    if flow.endless:
+        return "endless"
+    return f"{flow.horizon:.1f} steps" if flow.horizon < 1000 else f"{flow.horizon:.0f} steps"
+
+
+def _time(flow: GradientFlow) -> str:
+    return "time step (read from the right)" if flow.reverse else "time step"
 
 
 def _draw_credit(axes: Axes, found: CellFlow) -> None:
     flow = found.flow
     if len(flow.credit) < 2:
-        say(axes, "no loss was felt far enough\nfrom a sequence's start")
+        say(axes, "unknown: no two steps between which\nthe state is handed on as it is,\nor no loss after the first")
         return
     lags = np.arange(len(flow.credit))
     lowest = np.log(FITTED) - 2.5
@@ -83,12 +89,13 @@ def _draw_credit(axes: Axes, found: CellFlow) -> None:
     axes.set(ylim=(np.exp(lowest), 3 * highest), xlim=(0, max(1, len(lags) - 1)))
     axes.set(xlabel="time steps back", ylabel="share of a step's gradient left")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if flow.horizon < len(lags) - 1:
-        axes.axvline(flow.horizon, color=ORANGE, lw=1.5, ls="--")
-        axes.annotate("horizon", (flow.horizon, 1.5 * highest), xytext=(4, 0), textcoords="offset points", fontsize=8,
-                      color=ORANGE, va="center")  # fmt: skip
-    axes.text(0.98, 0.03, "grey: below 1 %", transform=axes.transAxes, ha="right", fontsize=8, color="0.35")
-    grown = f"grows {highest:.3g} times" if highest > 10 else f"horizon: {_steps(flow.horizon)}"
+    line = flow.fitted
+    if len(line) and highest <= 10:
+        axes.plot(np.arange(len(line)), np.exp(line), color=ORANGE, lw=1.2, ls="--")
+    axes.text(
+        0.98, 0.03, "dashed: fit; grey: below 1 %", transform=axes.transAxes, ha="right", fontsize=8, color="0.35"
+    )
+    grown = f"grows {highest:.3g} times" if highest > 10 else f"horizon: {_steps(flow)}"
     axes.set_title(f"{flow.cell}: gradient left ({grown})")
 
 
@@ -100,8 +107,9 @@ def _draw_total(axes: Axes, found: CellFlow) -> None:
         (flow.hidden, "-", "|dL/dh|, hidden state"),
         (flow.memory, "--", "|dL/dc|, cell state"),
     ):
-        if len(values) and (values[heard] > 0).any():
-            there = heard[values[heard] > 0]
+        drawable = np.isfinite(values) & (values > 1e-300) & (values < 1e300)
+        if len(values) and drawable[heard].any():
+            there = heard[drawable[heard]]
             colour = BLUE if style == "-" else ORANGE
             axes.plot(there + 1, values[there], color=colour, ls=style, lw=1.8, label=label,
                       marker="o" if len(heard) <= 16 else "", ms=3)  # fmt: skip
@@ -111,15 +119,15 @@ def _draw_total(axes: Axes, found: CellFlow) -> None:
         return
     logarithmic(axes)
     both = np.concatenate([values[heard] for values in (flow.hidden, flow.memory) if len(values)])
-    both = both[both > 0]
+    both = both[np.isfinite(both) & (both > 1e-300) & (both < 1e300)]
     low, high = both.min(), both.max()
     if high < 30 * low:  # a flat line should look flat
         middle = np.sqrt(low * high)
         low, high = middle / 6, middle * 6
-    axes.set(ylim=(low / 1.5, high * 4), xlim=(1, max(2, len(flow.times))), xlabel="time step", ylabel="L2 norm")
+    axes.set(ylim=(low / 1.5, high * 4), xlim=(1, max(2, len(flow.times))), xlabel=_time(flow), ylabel="L2 norm")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title("total gradient at each step")
-    axes.legend(loc="upper left", ncols=2, handlelength=1.6, columnspacing=0.8)
+    axes.legend(loc="upper left", ncols=1, handlelength=1.6, fontsize=8, borderpad=0)
 
 
 def _draw_contribution(axes: Axes, found: CellFlow) -> None:
@@ -148,13 +156,14 @@ def _draw_eigenvalues(axes: Axes, found: CellFlow) -> None:
     axes.plot(np.cos(around), np.sin(around), color="0.6", lw=1)
     for place, (part, values) in enumerate(zip(spectra.parts, spectra.eigenvalues, strict=True)):
         axes.scatter(values.real, values.imag, s=9, color=gate_colour(part, place), alpha=0.75, lw=0, label=part)
-    size = max(1.25, 1.1 * float(spectra.radius.max()))
-    axes.set(
-        xlim=(-1.75 * size, 1.75 * size), ylim=(-size, 1.35 * size), aspect="equal", xlabel="real part (circle: size 1)"
-    )
+    size = min(2.2, max(1.25, 1.1 * float(spectra.radius.max())))
+    axes.set(xlim=(-1.75 * size, 1.75 * size), ylim=(-size, 1.35 * size), aspect="equal", xlabel="real part")
     axes.set_ylabel("imaginary part")
+    beyond = int((np.abs(spectra.eigenvalues) > size).sum())
+    words = f"Lyapunov {largest:+.3f} per step; grey: unit circle" + (f"; {beyond} lie outside" if beyond else "")
+    axes.text(0.5, 0.01, words, transform=axes.transAxes, ha="center", fontsize=7, color="0.35")
     axes.legend(loc="upper center", ncols=4, handletextpad=0, columnspacing=0.5, markerscale=1.8, borderpad=0)
-    axes.set_title(f"recurrent eigenvalues (Lyapunov {largest:+.3f})")
+    axes.set_title("eigenvalues of recurrent weights")
 
 
 def draw_gradient_norms(seen: StepSizes, *, title: str = "") -> Figure:
@@ -185,7 +194,7 @@ def _draw_whole(axes: Axes, seen: StepSizes) -> None:
     dots = "o" if len(norms.steps) <= 20 else ""
     axes.plot(norms.steps, total, color=BLUE, lw=1.6, marker=dots, ms=3, label="before clipping")
     if norms.was_clipped.any():
-        axes.plot(norms.steps, clipped, color=ORANGE, lw=1.6, marker=dots, ms=3, label="after clipping")
+        axes.plot(norms.steps, clipped, color=ORANGE, lw=1.6, ls="--", marker=dots, ms=3, label="after clipping")
         axes.legend(loc="upper right", handlelength=1.4)
     broken = norms.steps[~norms.finite]
     for step in broken[:50]:
@@ -226,7 +235,7 @@ def _draw_lines(axes: Axes, seen: StepSizes) -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 26 else "..." + name[-23:]
+    return name if len(name) <= 28 else "..." + name[-25:]
 
 
 def _draw_sizes(axes: Axes, seen: StepSizes) -> None:
@@ -237,7 +246,9 @@ def _draw_sizes(axes: Axes, seen: StepSizes) -> None:
         say(axes, "every element is zero or not finite")
         return
     inside = np.arange(used[0], used[-1] + 1)
-    axes.bar(inside + LOWEST + 0.5, 100 * counts[inside] / elements, width=1.0, color=BLUE, alpha=0.6, lw=0)
+    two = np.log10(2.0)
+    heights = 100 * counts[inside] / elements
+    axes.bar((inside + LOWEST + 0.5) * two, heights, width=two, color=BLUE, alpha=0.6, lw=0)
     zeros = seen.sizes.zeros.sum() / elements
     tiny, broken = seen.sizes.subnormal.sum() / elements, (seen.sizes.nan + seen.sizes.infinite).sum() / elements
     words = (
@@ -246,7 +257,7 @@ def _draw_sizes(axes: Axes, seen: StepSizes) -> None:
         + [f"{broken:.1%} not finite"] * bool(broken)
     )
     axes.text(0.02, 0.96, "\n".join(words), transform=axes.transAxes, va="top", fontsize=9)
-    axes.set(xlabel="log2 |gradient element|", ylabel="% of elements")
+    axes.set(xlabel="log10 |gradient element|", ylabel="% of elements")
     axes.set_ylim(0, 1.25 * 100 * counts.max() / elements)
     axes.set_title("sizes of single elements (one step)")
 
@@ -265,6 +276,6 @@ def _draw_updates(axes: Axes, seen: StepSizes) -> None:
     logarithmic(axes, "x")
     axes.set(xlim=(min(5e-5, min(values) / 2), max(2e-2, 2 * max(values))), ylim=(-0.7, len(shown) - 0.3))
     axes.set_yticks(places, [_short(name) for name in shown], fontsize=8)
-    axes.set(xlabel="|change| / |weights| by one step (grey: usual)")
+    axes.set(xlabel="|change| / |weights| by one step (grey: usual range)")
     left_out = f" ({len(shown)} of {len(ratios)})" if len(ratios) > len(shown) else ""
     axes.set_title(f"update against weight{left_out}")

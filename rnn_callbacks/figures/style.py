@@ -53,7 +53,7 @@ def logarithmic(axes: Axes, way: str = "y") -> None:
     """A logarithmic axis with few ticks and plain numbers: powers in mathematical type take longer than the plot."""
     axes.set(**{f"{way}scale": "log"})
     axis = axes.yaxis if way == "y" else axes.xaxis
-    axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

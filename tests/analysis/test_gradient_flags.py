@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from rnn_callbacks.analysis.gradient_flags import (
+    EPOCHS,
     FALLEN,
-    LOOKS,
     RULES,
     SHORTEST,
     SKIPPED,
@@ -48,19 +48,19 @@ def flag(name, found, so_far, **thresholds):
 
 
 def vanishing(*lengths, credit=(0.0, -1.0), **so_far):
-    short = {"looks": LOOKS, "best_horizon": 1.0, "loss": 1.0} | so_far
+    short = {"epochs": EPOCHS, "best_horizon": 1.0, "loss": 1.0} | so_far
     return flag("vanishing", flow(*lengths, credit=credit), SoFar(**short)).raised
 
 
 def test_short_horizon_while_nothing_is_learned_is_vanishing():
-    found = flag("vanishing", flow(), SoFar(LOOKS, 5.0, 0.9))
+    found = flag("vanishing", flow(), SoFar(EPOCHS, 5.0, 0.9))
     assert found.raised
     assert (found.value, found.threshold) == (0.05, 0.1)
     assert (
         "credit fell to 1/e within 5.0 of 100 time steps, and the loss is still at 90% of its first value:"
         in found.meaning
     )
-    assert "loss" not in flag("vanishing", flow(), SoFar(LOOKS, 5.0)).meaning
+    assert "loss" not in flag("vanishing", flow(), SoFar(EPOCHS, 5.0)).meaning
 
 
 @pytest.mark.parametrize(("horizon", "raised"), [(9.99, True), (10.0, False), (0.0, True), (1e6, False)])
@@ -73,9 +73,9 @@ def test_network_that_learns_is_left_alone_and_unknown_loss_says_nothing(loss, r
     assert vanishing(loss=loss) == raised
 
 
-@pytest.mark.parametrize(("looks", "raised"), [(LOOKS - 1, False), (LOOKS, True)])
-def test_something_that_has_not_come_about_takes_some_looks_to_tell(looks, raised):
-    assert vanishing(looks=looks) == raised
+@pytest.mark.parametrize(("epochs", "raised"), [(EPOCHS - 1, False), (EPOCHS, True)])
+def test_something_that_has_not_come_about_takes_some_epochs_to_tell(epochs, raised):
+    assert vanishing(epochs=epochs) == raised
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_steps_of_short_sequences_are_all_near_and_the_median_sequence_tells(len
 
 
 def test_horizon_is_measured_in_lengths_of_the_median_sequence():
-    assert flag("vanishing", flow(10, 20, 1000), SoFar(LOOKS, 5.0)).value == 0.25
+    assert flag("vanishing", flow(10, 20, 1000), SoFar(EPOCHS, 5.0)).value == 0.25
 
 
 def test_without_an_impulse_that_was_heard_nothing_vanishes():
@@ -123,7 +123,7 @@ def test_explosion_is_told_in_few_words():
 
 
 def test_threshold_moves_a_rule_and_none_switches_it_off():
-    so_far = SoFar(LOOKS, 5.0)
+    so_far = SoFar(EPOCHS, 5.0)
     assert not flag("vanishing", flow(), so_far, vanishing=0.05).raised
     assert flag("exploding", flow(credit=(0.0, 1.0)), so_far, exploding=2.0).raised
     assert [one.name for one in flow_flags(flow(), so_far, {})] == ["vanishing", "exploding"]
@@ -184,20 +184,30 @@ def test_rules_of_steps_are_switched_off_by_none():
     assert [one.name for one in norm_flags(seen, {}, looks=2)] == ["clipped", "non_finite"]
     assert [one.name for one in norm_flags(seen, {"clipped": None}, looks=2)] == ["non_finite"]
     assert [one.name for one in norm_flags(seen, {"non_finite": None}, looks=2)] == ["clipped"]
-    assert dead_parameters(seen, {"dead": None}) == {}
+    assert dead_parameters(seen, {"dead": None}, ["p0"]) is None
 
 
 def test_parameter_without_a_gradient_other_than_zero_is_dead():
     rows = [[1.0, 0.0, ABSENT, 0.0, 0.0, math.nan], [1.0, 0.0, ABSENT, ABSENT, 1e-30, math.nan]]
-    found = dead_parameters(norms(rows), {})
-    assert [one.value for one in found.values()] == [0.0, 1.0, 1.0, 1.0, 0.5, 0.0]
-    assert {name for name, one in found.items() if one.raised} == {"p1", "p2", "p3"}
-    assert {name for name, one in dead_parameters(norms(rows), {"dead": 0.5}).items() if one.raised} == {
-        "p1",
-        "p2",
-        "p3",
-        "p4",
-    }
+    names = [f"p{number}" for number in range(6)]
+    flag, dead = dead_parameters(norms(rows), {}, names)
+    assert (flag.raised, flag.value, dead) == (True, 1.0, ("p1", "p2", "p3"))
+    assert "zero to p1, p2, p3: not used" in flag.meaning
+    assert dead_parameters(norms(rows), {"dead": 0.5}, names)[1] == ("p1", "p2", "p3", "p4")
+    flag, dead = dead_parameters(norms(rows), {}, ["p0", "p4", "p5"])  # the others are frozen
+    assert (flag.raised, flag.value, dead) == (False, 0.5, ())
+
+
+def test_many_dead_parameters_are_counted():
+    flag, dead = dead_parameters(norms([[0.0] * 7]), {}, [f"p{number}" for number in range(7)])
+    assert len(dead) == 7
+    assert "to p0, p1, p2, p3, p4 and 2 more: not used" in flag.meaning
+
+
+def test_a_share_above_one_is_refused():
+    with pytest.raises(ValueError, match="flags: the threshold of 'vanishing' is a share, from 0 to 1, got 20"):
+        check_flags({"vanishing": 20})
+    check_flags({"exploding": 20})
 
 
 def test_thresholds_that_mean_nothing_are_refused():
@@ -215,7 +225,7 @@ def test_every_rule_is_applied_and_every_meaning_is_a_sentence():
     found = [
         *flow_flags(flow(), SoFar(1, 1.0), {}),
         *norm_flags(seen, {}, looks=1),
-        *dead_parameters(seen, {}).values(),
+        dead_parameters(seen, {}, ["p0"])[0],
     ]
     assert [one.name for one in found] == list(RULES)
     for one in found:

@@ -165,7 +165,7 @@ def test_a_module_that_is_never_called_is_named(fit):
             super().__init__()
             self.spare = nn.LSTM(FEATURES, UNITS)
 
-    with pytest.warns(RecurrentHealthWarning, match="spare was not called in this look"):
+    with pytest.warns(RecurrentHealthWarning, match="spare is left out; it was not called"):
         trainer = fit(monitor(), model=Spare)
     assert TAG in trainer.callback_metrics
     assert not any("spare" in tag for tag in trainer.callback_metrics)

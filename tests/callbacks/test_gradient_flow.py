@@ -10,13 +10,13 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from rnn_callbacks import FixedPointTracker, GateMonitor, GradientFlowMonitor
-from rnn_callbacks.analysis.gradient_flags import LOOKS
+from rnn_callbacks.analysis.gradient_flags import EPOCHS
 from rnn_callbacks.callbacks.guard import RecurrentHealthWarning
 from rnn_callbacks.report import load
 
@@ -204,6 +204,54 @@ def test_a_pass_during_which_the_bias_is_not_trained_is_no_fault(fit):
     assert reports(fit)[-1].scalars[ERROR] < ROUNDING
 
 
+class TakesTurnsAtFirst(Classifier):
+    """As above in the first epoch; in the second one a penalty is in the loss, of which outputs know nothing."""
+
+    training_step_of_turns = TakesTurns.training_step
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.current_epoch == 0:
+            self.training_step_of_turns(batch, batch_idx)
+            return
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        penalty = 0.1 * sum(parameter.square().sum() for parameter in self.parameters())
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]) + penalty)
+        optimizer.step()
+
+
+def test_a_bias_that_rested_in_one_epoch_is_checked_in_the_next(fit):
+    _, said = watch(fit, monitor(), model=TakesTurnsAtFirst)
+    first, second = (report.scalars[ERROR] for report in reports(fit))
+    assert first < ROUNDING
+    assert second > 1e-3
+    assert sum("is not only what comes back through its outputs" in words for words in said) == 1
+
+
+class LeavesEarly(StepClassifier):
+    """Half of the sequences end after four steps, and the loop goes on with the others."""
+
+    def forward(self, x):
+        state, half = None, len(x) // 2
+        for t, step in enumerate(x.unbind(1)):
+            if t == 4:
+                ended, state = state[0][half:], tuple(part[:half].contiguous() for part in state)
+            state = self.encoder.rnn(step[: len(step) if t < 4 else half], state)
+        return self.head(self.norm(torch.cat([state[0], ended])))
+
+
+@pytest.mark.parametrize("sequences", [5, 13])
+def test_a_loop_that_was_whole_only_at_its_end_is_not_held_against_the_whole_gradient(fit, sequences):
+    # Of a batch of 8 the first 5 are kept: all of those that run on after four steps, and not all before.
+    _, said = watch(fit, monitor(max_sequences=sequences, flags={"dead": None}), model=LeavesEarly)
+    assert said == []
+    assert reports(fit)[-1].scalars["gradient_flow/encoder.rnn.cell/gradient_error"] < ROUNDING
+
+
 @pytest.mark.parametrize("kind", ["frozen", "none"])
 def test_without_a_trained_recurrent_bias_gradients_are_checked_all_the_same(fit, kind):
     model = Classifier("lstm", bias=kind == "frozen")
@@ -265,6 +313,28 @@ def test_a_weight_penalty_in_the_loss_is_said_once_and_costs_nothing(fit):
     assert reports(fit)[0].scalars.keys() == report.scalars.keys()
 
 
+class PenalisedParts(Classifier):
+    """Reads a sequence in two parts, which torch cannot run again at once, and keeps one layer's bias small."""
+
+    def forward(self, x):
+        _, state = self.encoder.rnn(x[:, :3])
+        return self.head(self.norm(self.encoder.rnn(x[:, 3:], state)[0][:, -1]))
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + self.encoder.rnn.bias_hh_l0.square().sum()
+
+
+def test_a_module_with_one_layer_that_nothing_confirms_is_left_out_with_all_layers(fit):
+    _, said = watch(fit, monitor(flags={"dead": None}), model=PenalisedParts(layers=2))
+    assert len(said) == 1
+    assert re.search(r"encoder.rnn is left out, because the gradient of its bias cannot be rebuilt \(cell l0", said[0])
+    for report in reports(fit):
+        assert report.scalars[ERROR] > 1e-3
+        # Behind a batch norm sequences' gradients all but cancel: rounding is larger beside what is left.
+        assert report.scalars["gradient_flow/encoder.rnn.l1/gradient_error"] < 20 * ROUNDING
+        assert not any(tag.endswith("/horizon") for tag in report.scalars)
+
+
 class Doubled(Classifier):
     """A user's hook changes the gradient after it was heard."""
 
@@ -296,6 +366,22 @@ def test_weights_that_change_within_a_step_are_noticed(fit):
     _, said = watch(fit, monitor(), Meddles())
     assert len(said) == 1
     assert "encoder.rnn" in said[0]
+    assert reports(fit)[-1].scalars[ERROR] > 1e-3
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_one_batch_that_was_meddled_with_is_enough(fit, batch):
+    class Once(Meddles):
+        def on_before_backward(self, trainer, pl_module, loss):
+            self.now = trainer.fit_loop.batch_idx == batch
+            if self.now:
+                super().on_before_backward(trainer, pl_module, loss)
+
+        def on_after_backward(self, trainer, pl_module):
+            if self.now:
+                super().on_after_backward(trainer, pl_module)
+
+    watch(fit, monitor(), Once(), max_epochs=1)
     assert reports(fit)[-1].scalars[ERROR] > 1e-3
 
 
@@ -355,15 +441,15 @@ def test_a_gradient_that_grows_at_every_step_is_flagged_with_its_growth(fit):
     assert scalars["gradient_flow/rnn.l0/flags/vanishing"] == 0
     assert scalars["gradient_flow/rnn.l0/gain"] == pytest.approx(1.2, rel=1e-5)
     assert scalars["gradient_flow/rnn.l0/lyapunov"] == pytest.approx(math.log(1.2), rel=1e-4)
-    assert scalars["gradient_flow/rnn.l0/horizon"] == 1e6
+    assert scalars["gradient_flow/rnn.l0/horizon"] == 10 * (LONG - 1)  # no further can be told
     assert scalars["gradient_flow/rnn.l0/first_over_last"] == pytest.approx(grown, rel=1e-4)
     assert trainer.callback_metrics["gradient_flow/failed_looks"] == 0
 
 
 def test_a_gradient_that_shrinks_at_every_step_is_flagged_once_it_had_time(fit):
-    _, said = watch(fit, monitor(), model=Constructed(0.3), train=positive(), validate=[], max_epochs=LOOKS + 1)
+    _, said = watch(fit, monitor(), model=Constructed(0.3), train=positive(), validate=[], max_epochs=EPOCHS + 1)
     tag = "gradient_flow/rnn.l0/flags/vanishing"
-    assert [report.scalars[tag] for report in reports(fit)] == [0] * (LOOKS - 1) + [1, 1]
+    assert [report.scalars[tag] for report in reports(fit)] == [0] * (EPOCHS - 1) + [1, 1]
     assert len(said) == 1
     horizon = -1 / math.log(0.3)
     assert f"credit fell to 1/e within {horizon:.1f} of {LONG} time steps" in said[0]
@@ -405,6 +491,20 @@ def test_a_short_horizon_is_no_fault_while_the_loss_falls(fit, modules):
         assert trainer.callback_metrics[f"gradient_flow/{module}.l0/flags/vanishing"] == 0
 
 
+class ZeroLoss(Classifier):
+    """The value of the loss says nothing, as with objectives of which only the gradient counts."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss - loss.detach()
+
+
+def test_a_loss_that_is_zero_from_the_start_says_nothing_of_progress(fit):
+    trainer, said = watch(fit, monitor(), model=ZeroLoss, max_epochs=3)
+    assert said == []
+    assert trainer.callback_metrics["gradient_flow/failed_looks"] == 0
+
+
 def test_a_healthy_run_is_silent(fit):
     trainer, said = watch(fit, monitor(), model=Classifier("lstm", layers=2), max_epochs=4)
     assert said == []
@@ -437,10 +537,13 @@ def test_wrong_flags_are_refused_before_training(fit, mistake):
         fit(monitor(flags=flags))
 
 
-def test_strategies_that_cut_gradients_to_pieces_are_refused():
+@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
+def test_strategies_that_cut_gradients_to_pieces_are_refused(kind):
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
-    trainer._accelerator_connector.strategy = FSDPStrategy()  # Lightning makes one on a GPU only
-    with pytest.raises(MisconfigurationException, match=r'needs whole gradients, and FSDPStrategy .*strategy="ddp"'):
+    # Lightning makes them on a GPU only, and one of them not without a package of its own.
+    trainer._accelerator_connector.strategy = kind.__new__(kind)
+    message = rf'needs whole gradients, and {kind.__name__} .*strategy="ddp"'
+    with pytest.raises(MisconfigurationException, match=message):
         monitor().setup(trainer, Classifier(), "fit")
     GateMonitor(observe="train").setup(trainer, Classifier(), "fit")  # it hears no gradients
 
@@ -545,3 +648,135 @@ def test_credit_is_followed_within_the_sequence(fit):
     assert np.isfinite(report.arrays[f"{CELL}/credit"]).all()
     assert len(report.arrays[f"{CELL}/credit"]) <= STEPS
     assert len(report.arrays[f"{CELL}/hidden"]) == STEPS
+
+
+# ---- what users do with gradients beside training --------------------------------------------------------------------
+
+
+class Saliency(Still):
+    """Asks for a gradient of its own, to look at; nothing of it trains."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        states = self.encoder.rnn(x.requires_grad_())[0]
+        torch.autograd.grad(10 * states.sum(), x, retain_graph=True)
+        return F.cross_entropy(states[:, -1, :CLASSES], y)
+
+
+def test_a_gradient_that_a_training_step_asks_for_itself_is_not_taken_for_what_trains(fit):
+    found = []
+    for model in (Still, Saliency):
+        _, said = watch(fit, monitor(), model=model, max_epochs=1)
+        assert all("flag dead" in words for words in said)  # the readout is not used
+        found.append(reports(fit)[-1])
+    plain, asked = found
+    np.testing.assert_allclose(asked.arrays[f"{CELL}/hidden"], plain.arrays[f"{CELL}/hidden"], rtol=ROUNDING)
+    assert asked.scalars[ERROR] < ROUNDING
+
+
+class NormedLoop(StepClassifier):
+    """Normalises the state between two steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder.rnn = nn.GRUCell(FEATURES, UNITS)
+        self.between = nn.LayerNorm(UNITS)
+
+    def forward(self, x):
+        state = None
+        for step in x.unbind(1):
+            state = self.between(self.encoder.rnn(step, state))
+        return self.head(self.norm(state))
+
+
+def test_a_state_that_is_changed_between_steps_is_said_and_gets_no_horizon(fit):
+    _, said = watch(fit, monitor(), model=NormedLoop, max_epochs=6)
+    assert len(said) == 1
+    assert "how far back credit reaches in encoder.rnn.cell cannot be told" in said[0]
+    scalars = reports(fit)[-1].scalars
+    where = "gradient_flow/encoder.rnn.cell"
+    assert {f"{where}/{tag}" for tag in ("horizon", "reach", "lyapunov")}.isdisjoint(scalars)
+    assert scalars[f"{where}/flags/vanishing"] == 0
+    assert scalars[f"{where}/gradient_error"] < ROUNDING  # the total gradient is right all the same
+
+
+class ManyStreams(StepClassifier):
+    """Sixteen sequences of states through one cell, in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder.rnn = nn.GRUCell(FEATURES, UNITS)
+
+    def forward(self, x):
+        states = [torch.zeros(len(x), UNITS) for _ in range(16)]
+        for step in x.unbind(1):
+            states = [self.encoder.rnn(step + number / 16, state) for number, state in enumerate(states)]
+        return self.head(self.norm(torch.stack(states).mean(0)))
+
+
+def test_many_streams_through_one_cell_are_told_apart(fit):
+    _, said = watch(fit, monitor(max_sequences=1000), model=ManyStreams, max_epochs=1)
+    assert not said
+    report = reports(fit)[-1]
+    assert set(report.arrays["gradient_flow/encoder.rnn.cell/lengths"]) == {STEPS}
+    assert report.scalars["gradient_flow/encoder.rnn.cell/horizon"] > 1
+
+
+class FrozenRecurrence(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.encoder.rnn.requires_grad_(False)
+
+
+def test_a_frozen_layer_is_said_to_be_so_and_norms_are_reported_all_the_same(fit):
+    _, said = watch(fit, monitor(), model=FrozenRecurrence)
+    assert len(said) == 1
+    assert "encoder.rnn ran, but without gradients (frozen with all below it" in said[0]
+    scalars = reports(fit)[-1].scalars
+    assert scalars["gradient_flow/parameters/head.weight/norm"] > 0
+    assert not any("encoder" in tag for tag in scalars)
+
+
+class ClipsInAHook(Classifier):
+    def on_before_optimizer_step(self, optimizer):
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 0.01)
+
+
+def test_clipping_in_the_models_own_hook_is_measured(fit):
+    watch(fit, monitor(), model=ClipsInAHook)
+    scalars = reports(fit)[-1].scalars
+    assert scalars["gradient_flow/total/norm_clipped"] == pytest.approx(0.01, rel=1e-3)
+    assert scalars["gradient_flow/total/clipped"] == 1
+    assert scalars["gradient_flow/total/norm"] > 0.02
+
+
+class SpikesOnce(Classifier):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return 1000 * loss if self.trainer.global_step == 1 else loss
+
+
+def test_a_spike_before_a_look_is_in_the_next_numbers_of_the_loggers(fit):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watch(fit, monitor(), model=SpikesOnce, log_every_n_steps=5)  # a look after step 2, numbers after step 4
+    (run,) = fit.logs.glob("version_*")
+    events = EventAccumulator(str(run))
+    events.Reload()
+    largest = {event.step: event.value for event in events.Scalars("gradient_flow/total/norm_max")}
+    assert largest[4] == pytest.approx(largest[2])
+    assert largest[4] > 50 * largest[5]
+
+
+def test_a_tiny_gradient_is_not_dead(fit):
+    class Faint(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.faint = nn.Parameter(torch.ones(2))
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + 1e-30 * self.faint.sum()  # its square is 0 in float32
+
+    _, said = watch(fit, monitor(), model=Faint)
+    assert not said
+    assert reports(fit)[-1].scalars["gradient_flow/total/flags/dead"] == 0
