@@ -135,9 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"\n(An error of {NO_MEMORY:.3f} is that of a network without memory; the first mark lies 31 to 60 steps back.)"
     )
     print(f"To see why:  tensorboard --logdir {Path(options.logs, 'lightning_logs')}")
-    print(
-        "  (Images: gradient_flow/reader, how much gradient is left by distance; Custom Scalars: horizons side by side; Text: flags)"
-    )
+    print("  (Images: gradient_flow/reader; Custom Scalars: horizons side by side; Text: flags that were raised)")
 
 
 def row(cell: str, error: float, looks: list[SavedReport], seconds: float) -> str:

@@ -141,7 +141,7 @@ def _draw_contribution(axes: Axes, found: CellFlow) -> None:
     axes.step(np.arange(1, len(share) + 1), share, where="mid", color=BLUE, lw=1.2)
     early = flow.scalars()["early_contribution"]
     axes.set(
-        ylim=(0, 1.15 * share.max()), xlim=(0.5, len(share) + 0.5), xlabel="time step", ylabel="% of their gradient"
+        ylim=(0, 1.15 * share.max()), xlim=(0.5, len(share) + 0.5), xlabel=_time(flow), ylabel="% of their gradient"
     )
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title(f"steps that train (first half: {early:.0%})")
@@ -157,11 +157,11 @@ def _draw_eigenvalues(axes: Axes, found: CellFlow) -> None:
     for place, (part, values) in enumerate(zip(spectra.parts, spectra.eigenvalues, strict=True)):
         axes.scatter(values.real, values.imag, s=9, color=gate_colour(part, place), alpha=0.75, lw=0, label=part)
     size = min(2.2, max(1.25, 1.1 * float(spectra.radius.max())))
-    axes.set(xlim=(-1.75 * size, 1.75 * size), ylim=(-size, 1.35 * size), aspect="equal", xlabel="real part")
+    axes.set(xlim=(-1.75 * size, 1.75 * size), ylim=(-1.3 * size, 1.35 * size), aspect="equal", xlabel="real part")
     axes.set_ylabel("imaginary part")
     beyond = int((np.abs(spectra.eigenvalues) > size).sum())
     words = f"Lyapunov {largest:+.3f} per step; grey: unit circle" + (f"; {beyond} lie outside" if beyond else "")
-    axes.text(0.5, 0.01, words, transform=axes.transAxes, ha="center", fontsize=7, color="0.35")
+    axes.text(0.5, 0.02, words, transform=axes.transAxes, ha="center", fontsize=7, color="0.35")
     axes.legend(loc="upper center", ncols=4, handletextpad=0, columnspacing=0.5, markerscale=1.8, borderpad=0)
     axes.set_title("eigenvalues of recurrent weights")
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, Locator, NullLocator
 
 # Okabe and Ito 2008. The gate that keeps the state is blue in every cell.
 GATE_COLOURS = {
@@ -49,11 +50,26 @@ def house_style() -> Iterator[None]:
         yield
 
 
+class _FewPowers(Locator):
+    """Up to six powers of ten, or 1, 2 and 5 times them where there are less than two."""
+
+    def __call__(self) -> list[float]:
+        return self.tick_values(*self.axis.get_view_interval())  # type: ignore[union-attr]
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        low, high = sorted((max(vmin, 1e-300), max(vmax, 1e-300)))
+        first, last = int(np.ceil(np.log10(low))), int(np.floor(np.log10(high)))
+        if last - first >= 1:
+            return [10.0**power for power in range(first, last + 1, 1 + (last - first) // 6)]
+        finer = [factor * 10.0**power for power in range(first - 1, last + 1) for factor in (1.0, 2.0, 5.0)]
+        return [tick for tick in finer if low <= tick <= high]
+
+
 def logarithmic(axes: Axes, way: str = "y") -> None:
     """A logarithmic axis with few ticks and plain numbers: powers in mathematical type take longer than the plot."""
     axes.set(**{f"{way}scale": "log"})
     axis = axes.yaxis if way == "y" else axes.xaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axis.set_major_locator(_FewPowers())
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -10,6 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib import rcParams
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from torch import nn
 
 from rnn_callbacks.analysis.adjoint import total_gradients
@@ -21,9 +22,10 @@ from rnn_callbacks.analysis.lyapunov import LyapunovSpectrum, lyapunov_exponents
 from rnn_callbacks.analysis.spectra import recurrent_spectra
 from rnn_callbacks.capture import Recorder
 from rnn_callbacks.figures.gradient_flow import MOST_LINES, MOST_ROWS, draw_gradient_flow, draw_gradient_norms
-from rnn_callbacks.figures.style import GATE_COLOURS
+from rnn_callbacks.figures.style import GATE_COLOURS, logarithmic
 
 INPUTS, UNITS, STEPS, SEQUENCES = 3, 5, 23, 2
+UNKNOWN = "unknown: no two steps between which\nthe state is handed on as it is,\nor no loss after the first"
 
 
 def look(module, *, steps=STEPS, loss=torch.sum):
@@ -151,7 +153,7 @@ def test_eigenvalues_far_outside_are_counted_and_leave_the_circle_large():
     with torch.no_grad():
         module.weight_hh_l0[:2] = 7.0 * torch.eye(UNITS)[:2]
     axes = drawn(*look(module)).axes[3]
-    assert axes.get_ylim()[0] == -2.2
+    assert axes.get_ylim()[0] == pytest.approx(-1.3 * 2.2)
     assert words(axes).endswith("; 2 lie outside")
 
 
@@ -181,20 +183,14 @@ def test_deep_stack_shows_its_first_cells_and_says_so():
 def test_sequences_of_one_step_have_no_credit_to_show():
     (found,) = look(make(), steps=1)
     figure = rendered(drawn(found))
-    assert (
-        words(figure.axes[0])
-        == "unknown: no two steps between which\nthe state is handed on as it is,\nor no loss after the first"
-    )
+    assert words(figure.axes[0]) == UNKNOWN
     assert figure.axes[1].get_xlim() == (1, 2)
 
 
 def test_gradient_of_zero_is_said():
     (found,) = look(make(nn.LSTM), loss=lambda outputs: 0.0 * outputs.sum())
     figure = rendered(drawn(found))
-    assert (
-        words(figure.axes[0])
-        == "unknown: no two steps between which\nthe state is handed on as it is,\nor no loss after the first"
-    )
+    assert words(figure.axes[0]) == UNKNOWN
     assert words(figure.axes[1]) == "no gradient came back"
     assert words(figure.axes[2]) == "weights of this cell are not known,\nor nothing trains them"
 
@@ -202,10 +198,7 @@ def test_gradient_of_zero_is_said():
 def test_loss_that_is_felt_at_the_first_step_only_is_drawn():
     (found,) = look(make(), loss=lambda outputs: outputs[0].sum())
     figure = rendered(drawn(found))
-    assert (
-        words(figure.axes[0])
-        == "unknown: no two steps between which\nthe state is handed on as it is,\nor no loss after the first"
-    )
+    assert words(figure.axes[0]) == UNKNOWN
     assert line(figure.axes[1], "|dL/dh|, hidden state").get_xdata().tolist() == [1]
 
 
@@ -368,3 +361,18 @@ def test_gradient_that_grows_is_not_called_an_endless_memory():
     (found,) = look(make())
     growing = drawn(one(found, credit=np.arange(STEPS) * np.log(2.0), horizon=LONGEST)).axes[0]
     assert growing.get_title(loc="left").endswith(f"(grows {2.0 ** (STEPS - 1):.3g} times)")
+
+
+@pytest.mark.parametrize(
+    ("limits", "ticks"),
+    [
+        ((0.3, 4.0), [0.5, 1.0, 2.0]),
+        ((0.02, 30.0), [0.1, 1.0, 10.0]),
+        ((1e-15, 1.0), [1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1.0]),
+    ],
+)
+def test_logarithmic_axes_have_a_few_round_ticks(limits, ticks):
+    axes = Figure().subplots()
+    logarithmic(axes)
+    axes.set_ylim(*limits)
+    np.testing.assert_allclose(axes.yaxis.get_majorticklocs(), ticks)
