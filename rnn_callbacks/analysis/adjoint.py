@@ -138,6 +138,7 @@ def _last(trace: Trace, call: Call, group: slice) -> Tensor:
 def _of_cell(trace: Trace, call: Call, direct: Tensor, few: int, *, inputs: bool) -> CellGradients:
     steps, sequences = direct.shape[:2]
     size = max(1, ROWS // steps)
+    few = min(few, max(1, 2 * size))  # of long sequences fewer, for impulses take twice the memory
     begins = [0, *range(min(few, sequences), sequences, size)] if few else list(range(0, sequences, size))
     parts = [
         _of_group(trace, call, direct[:, begin:end], slice(begin, end), follow=few > 0 and begin == 0, inputs=inputs)
