@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .fixed_point_findings import Findings
-from .gate_flags import Flag
+from .gate_flags import Flag, check_names
 
 RESTLESS = 0.99  # share of the visited states
 
@@ -72,11 +72,7 @@ def check_thresholds(thresholds: Mapping[str, float | None]) -> None:
     Raises:
         ValueError: with the names that exist, or when a threshold is no number.
     """
-    for name, value in thresholds.items():
-        if name not in RULES:
-            raise ValueError(f"flags: {name!r} is none of {', '.join(RULES)}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
-            raise ValueError(f"flags: the threshold of {name!r} must be a number or null, got {value!r}")
+    check_names(thresholds, RULES)
 
 
 def find_flags(findings: Findings, thresholds: Mapping[str, float | None] | None = None) -> tuple[Flag, ...]:

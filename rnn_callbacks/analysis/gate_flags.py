@@ -6,7 +6,7 @@ stayed silent on every healthy and every chrono-initialised network tried, and f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -140,10 +140,27 @@ def check_thresholds(thresholds: Mapping[str, float | None], cells: Sequence[Cel
                 f"flags: {name!r} is none of {', '.join(RULES)}, nor a quantity of these layers followed by _below or "
                 f"_above; the quantities are {', '.join(sorted(own))}"
             )
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
-            raise ValueError(f"flags: the threshold of {name!r} must be a number or null, got {value!r}")
+        check_number(name, value)
         if value is None and name not in RULES:
             raise ValueError(f"flags: {name!r} needs a number; null only switches off a built-in rule")
+
+
+def check_number(name: str, value: float | None) -> None:
+    """Refuse a threshold that is neither a number nor null."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
+        raise ValueError(f"flags: the threshold of {name!r} must be a number or null, got {value!r}")
+
+
+def check_names(thresholds: Mapping[str, float | None], rules: Collection[str]) -> None:
+    """Refuse thresholds of rules that do not exist.
+
+    Raises:
+        ValueError: with the names that exist, or when a threshold is no number.
+    """
+    for name, value in thresholds.items():
+        if name not in rules:
+            raise ValueError(f"flags: {name!r} is none of {', '.join(rules)}")
+        check_number(name, value)
 
 
 def find_flags(statistics: GateStatistics, thresholds: Mapping[str, float | None] | None = None) -> tuple[Flag, ...]:

@@ -12,7 +12,7 @@ from typing import final
 
 import numpy as np
 
-from .gate_flags import Flag
+from .gate_flags import Flag, check_names
 from .gradient_flow import GradientFlow
 from .gradient_norms import ABSENT, GradientNorms
 
@@ -69,11 +69,8 @@ def check_flags(thresholds: Mapping[str, float | None]) -> None:
     Raises:
         ValueError: with the names that exist, or when a threshold is no number.
     """
+    check_names(thresholds, RULES)
     for name, value in thresholds.items():
-        if name not in RULES:
-            raise ValueError(f"flags: {name!r} is none of {', '.join(RULES)}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
-            raise ValueError(f"flags: the threshold of {name!r} must be a number or null, got {value!r}")
         if value is not None and name != "exploding" and not 0 <= value <= 1:
             raise ValueError(f"flags: the threshold of {name!r} is a share, from 0 to 1, got {value!r}")
 
