@@ -42,9 +42,7 @@ class CellGradients:
     """Total gradients of one cell over the B sequences of a call, in the order in which the cell reads."""
 
     trace: Trace
-    total: (
-        Tensor  # (T, B, D), dL/d[h_t, c_t]: with all that goes through later steps, dL/dc_t with what h_t shows of it
-    )
+    total: Tensor  # (T, B, D), dL/d[h_t, c_t], with all that goes through later steps; of c_t, through h_t too
     sent: Tensor  # (T, B), size of the gradient of the state after each step, h and c apart, ...
     received: Tensor  # (T, B), ... and of what the step hands on of it to the state before; 0 at the first step
     impulses: Impulses
@@ -171,12 +169,13 @@ def _of_group(trace: Trace, call: Call, direct: Tensor, group: slice, *, follow:
         direct[..., cell.output_size :] -= flow.shown(direct[..., : cell.output_size]) * _last(trace, call, group)
     gradients = direct.new_zeros(steps, 1 + follow, sequences, size)
     gradients[:, 0] = direct
+    handed_on = _handed_on(trace, flow, group)
     anchors, changed = torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool)
     if follow:
-        anchors, changed = _set_impulses(gradients, lengths), _changed(trace, call, flow, group)
+        anchors, changed = _set_impulses(gradients, lengths), _changed(trace, call, handed_on, group)
         anchors[changed] = -1  # what goes through a change that nobody heard is not known
     walk = _Walk(flow, gradients, cell.input_size if inputs else 0, keep=follow and flow.knows_weights)
-    walk.back(call, _handed_on(trace, flow, group))
+    walk.back(call, handed_on)
     # Double precision, because squares of small gradients vanish before the gradients do.
     sent = gradients[:, 0].norm(dim=2, dtype=torch.float64)
     within = (walk.received[1:] == 0).all(1)
@@ -236,9 +235,8 @@ def _handed_on(trace: Trace, flow: Linearisation, group: slice) -> Tensor | None
     return torch.cat(parts, dim=2)
 
 
-def _changed(trace: Trace, call: Call, flow: Linearisation, group: slice) -> Tensor:
+def _changed(trace: Trace, call: Call, handed_on: Tensor | None, group: slice) -> Tensor:
     """Which sequences a user's own loop hands on a changed state, other than a cut or a fresh one, ``(B,)``."""
-    handed_on = _handed_on(trace, flow, group)
     if trace.previous is None or handed_on is None:
         return torch.zeros(len(trace.lengths[group]), dtype=torch.bool)
     given = trace.previous[group, 1:].transpose(0, 1)
@@ -268,9 +266,8 @@ class _Walk:
         self.flow, self.gradients, self.steps = flow, gradients, steps
         self.bias = gradients.new_zeros(sequences, flow.width if flow.knows_weights else 0)
         self.received = torch.zeros(steps, sequences, dtype=torch.float64)  # only where calls were joined
-        self.scales = torch.zeros(
-            steps, sequences, dtype=torch.float64
-        )  # log of what impulses are to be multiplied with
+        # Log of what impulses are to be multiplied with, for they are scaled back on the way.
+        self.scales = torch.zeros(steps, sequences, dtype=torch.float64)
         self.deltas = gradients.new_empty(steps, sequences, flow.width) if keep else None
         self.input_gradients = gradients.new_empty(steps, sequences, inputs) if inputs else None
 

@@ -6,7 +6,7 @@ attractors contracts *because* it works. What tells is a horizon that never was 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -146,9 +146,14 @@ def dead_parameters(
     idle = ((norms.norm == 0) | (norms.norm == ABSENT)).mean(0)
     shares = {name: float(share) for name, share in zip(norms.parameters, idle, strict=True) if name in names}
     dead = tuple(name for name, share in shares.items() if share >= limit)
-    more = f" and {len(dead) - NAMED} more" if len(dead) > NAMED else ""
-    words = RULES["dead"].meaning.format(names=", ".join(dead[:NAMED]) + more)
+    words = RULES["dead"].meaning.format(names=listed(dead))
     return Flag("dead", max(shares.values(), default=0.0), limit, bool(dead), words), dead
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, the first few of many."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _threshold(name: str, thresholds: Mapping[str, float | None]) -> float | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import sinks
 from ..analysis.adjoint import CellGradients, total_gradients
-from ..analysis.gradient_flags import RULES, check_flags
+from ..analysis.gradient_flags import RULES, check_flags, listed
 from ..analysis.gradient_norms import GradientNorms
 from ..capture import Recorder
 from ..report import Report
@@ -24,7 +24,6 @@ from .gradient_report import GradientReport
 from .look import Look, logging_step
 from .own_gradients import OwnGradients
 
-NAMED = 5  # parameters in one message
 IMPULSES = 8  # sequences of a call in which single moments are followed
 
 
@@ -172,11 +171,10 @@ class GradientFlowMonitor(EpochCallback):
         row = norms.norm[broken[0]]
         names = [name for name, norm in zip(norms.parameters, row, strict=True) if not np.isfinite(norm)]
         what = "NaN" if np.isnan(row).any() else "infinite (or above 1e19)"
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         self._guard.say(
             "non_finite",
-            f"GradientFlowMonitor: at step {norms.steps[broken[0]]} the gradient of {', '.join(names[:NAMED])}{more} "
-            f"is {what}. Look at the inputs and the loss of that batch first, then at the learning rate.",
+            f"GradientFlowMonitor: at step {norms.steps[broken[0]]} the gradient of {listed(names)} is {what}. "
+            "Look at the inputs and the loss of that batch first, then at the learning rate.",
         )
         return norms
 

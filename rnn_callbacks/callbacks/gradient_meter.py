@@ -40,9 +40,8 @@ class StepMeter:
         self.due = False  # whether the loggers are to get numbers after this batch
         self._sizes: dict[int, GradientSizes] = {}  # by optimizer, of its latest step that was looked at closely ...
         self.ratios: dict[str, float] = {}  # ... and how it moved the weights
-        self.scaled = (
-            getattr(trainer.precision_plugin, "scaler", None) is not None
-        )  # then some steps overflow by design
+        # With a gradient scaler some steps overflow by design.
+        self.scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         self._limit, self._measures = _clipping(trainer, pl_module)
         self._epoch = -1
         self._first_step: int | None = None  # of the epoch
