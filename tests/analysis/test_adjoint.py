@@ -581,6 +581,7 @@ BETWEEN = {
     "one unit reset": lambda t, s: s * (torch.arange(UNITS) != 2) if t == 3 else s,
     "decaying": lambda t, s: 0.7 * s,
     "truncated": lambda t, s: s.detach() if t == 3 else s,
+    "decayed where it is truncated": lambda t, s: (0.7 * s).detach() if t == 3 else s,
 }
 
 
@@ -611,6 +612,7 @@ def test_total_gradients_of_a_users_loop_equal_those_of_autograd(family, between
         "reset at times": [0, 4, 0],
         "one unit reset": [0, 0, 0],
         "truncated": [4, 4, 4],
+        "decayed where it is truncated": [4, 4, 4],  # a cut is known, whatever was done to the state
     }
     for sizes, anchor, stop in zip(found.impulses.sizes, anchors, stops[between], strict=True):
         assert (sizes > -torch.inf).tolist() == [lag <= anchor - stop for lag in range(STEPS)]
