@@ -32,7 +32,7 @@ class _Rule:
 RULES: dict[str, _Rule] = {
     "vanishing": _Rule(
         0.1,
-        "at best so far, credit fell to 1/e within {horizon:.1f} of {length:.0f} time steps{loss}: what the task "
+        "at best so far, credit fell by a factor e every {horizon:.1f} of {length:.0f} time steps{loss}: what the task "
         "needs from further back is not being learned. Try a larger forget-gate bias (LSTM; log(T) reaches back T "
         "steps), a GRU or an LSTM in place of a plain RNN, an orthogonal recurrent matrix, or shorter sequences first.",
     ),

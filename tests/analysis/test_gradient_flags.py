@@ -57,7 +57,7 @@ def test_short_horizon_while_nothing_is_learned_is_vanishing():
     assert found.raised
     assert (found.value, found.threshold) == (0.05, 0.1)
     assert (
-        "credit fell to 1/e within 5.0 of 100 time steps, and the loss is still at 90% of its first value:"
+        "credit fell by a factor e every 5.0 of 100 time steps, and the loss is still at 90% of its first value:"
         in found.meaning
     )
     assert "loss" not in flag("vanishing", flow(), SoFar(EPOCHS, 5.0)).meaning

@@ -452,7 +452,7 @@ def test_a_gradient_that_shrinks_at_every_step_is_flagged_once_it_had_time(fit):
     assert [report.scalars[tag] for report in reports(fit)] == [0] * (EPOCHS - 1) + [1, 1]
     assert len(said) == 1
     horizon = -1 / math.log(0.3)
-    assert f"credit fell to 1/e within {horizon:.1f} of {LONG} time steps" in said[0]
+    assert f"credit fell by a factor e every {horizon:.1f} of {LONG} time steps" in said[0]
     assert reports(fit)[0].scalars["gradient_flow/rnn.l0/horizon"] == pytest.approx(horizon, rel=1e-4)
     assert reports(fit)[0].scalars["gradient_flow/rnn.l0/reach"] == pytest.approx(
         math.log(0.01) / math.log(0.3), rel=1e-4
