@@ -1,4 +1,7 @@
-"""Real handwritten digits, read row by row: a GRU learns which digit it sees while `GateMonitor` watches its gates.
+"""Real handwritten digits, read row by row: a GRU learns which digit it sees, and is watched.
+
+`GateMonitor` says how its gates move and how long it remembers; `ProbeTracker` says what can be read from its state: the
+digit, which it must learn, and the ink seen so far, which it does not need.
 
 1797 images of 8 x 8 pixels (Alpaydin and Kaynak 1998, bundled with scikit-learn) become sequences of 8 steps with 8
 features. Run ``python -m examples.digits`` from the root of the repository; ``--cell lstm`` or ``rnn`` to compare. With
@@ -24,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from rnn_callbacks import GateMonitor
+from rnn_callbacks import GateMonitor, ProbeTracker
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 Batch = tuple[Tensor, Tensor]
@@ -90,6 +93,12 @@ def part_of_image(batch: Batch) -> Tensor:
     return (torch.arange(8) >= 4).long().repeat(len(rows), 1)
 
 
+def ink_so_far(batch: Batch) -> Tensor:
+    """A quantity for every step: how much of the image is black up to there."""
+    rows, _ = batch
+    return rows.sum(2).cumsum(1)
+
+
 def quiet() -> None:
     """Keep Lightning's hints about hardware and workers out of a demonstration."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -114,7 +123,10 @@ def main(arguments: list[str] | None = None) -> pl.Trainer:
         accelerator="cpu",
         logger=TensorBoardLogger(options.logs, name="lightning_logs"),
         # So short a training may spend more of its time on being watched than the default of 2 %.
-        callbacks=[GateMonitor(phases=part_of_image, max_sequences=360, max_overhead=0.1)],
+        callbacks=[
+            GateMonitor(phases=part_of_image, max_sequences=360, max_overhead=0.1),
+            ProbeTracker(concepts={"digit": 1, "ink": ink_so_far}, max_overhead=0.1),
+        ],
         enable_model_summary=False,
         log_every_n_steps=10,
     )
@@ -125,7 +137,7 @@ def main(arguments: list[str] | None = None) -> pl.Trainer:
         print(f"  {quantity:<42}{seen}")
     folder = Path(str(trainer.log_dir))
     print(f"\nLogs, pictures and numbers lie in {folder}\nTo see them:  tensorboard --logdir {folder.parent}")
-    print("  (Custom Scalars: the curated page; Images: one picture of the gates per look)")
+    print("  (Custom Scalars: the curated page; Images: pictures of gates and probes; Text: all concepts in a table)")
     return trainer
 
 
@@ -146,9 +158,18 @@ def story(trainer: pl.Trainer) -> dict[str, str]:
             lines["memory of the median unit"] = (
                 f"{value:.1f} of 8 steps   (10 % below {low:.1f}, 10 % above {high:.1f})"
             )
+    for concept, kind in (("digit", "balanced_accuracy"), ("ink", "r2")):
+        places = [name for name in seen if name.startswith("probes/reader") and name.endswith(f"/{concept}/{kind}")]
+        best = max(places, key=lambda name: seen[name]).rpartition("/")[0]
+        score, bits = seen[f"{best}/{kind}"], seen[f"{best}/v_information"]
+        before, source = score - seen[f"{best}/over_untrained"], score - seen[f"{best}/over_input"]
+        lines[f"{concept}, read by a linear probe"] = (
+            f"{score:.2f}   (untrained {before:.2f}, from one row {source:.2f}; {bits:.1f} bits)"
+        )
     raised = [name.rsplit("/", 1)[1] for name, value in seen.items() if "/flags/" in name and value]
-    lines["flags raised"] = ", ".join(raised) or "none"
-    lines["time spent watching"] = f"{seen['gates/overhead']:.0%} of the training time (2 % by default)"
+    lines["flags raised"] = ", ".join(dict.fromkeys(raised)) or "none"
+    watching = seen["gates/overhead"] + seen["probes/overhead"]
+    lines["time spent watching"] = f"{watching:.0%} of the training time (2 % for each callback by default)"
     return lines
 
 

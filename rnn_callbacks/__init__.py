@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from .callbacks.fixed_points import FixedPointTracker
     from .callbacks.gates import GateMonitor
     from .callbacks.gradient_flow import GradientFlowMonitor
+    from .callbacks.probes import ProbeTracker
 
 __version__ = "0.1.0"
-__all__ = ["FixedPointTracker", "GateMonitor", "GradientFlowMonitor"]
+__all__ = ["FixedPointTracker", "GateMonitor", "GradientFlowMonitor", "ProbeTracker"]
 
 _HOMES = {
     "FixedPointTracker": ".callbacks.fixed_points",
     "GateMonitor": ".callbacks.gates",
     "GradientFlowMonitor": ".callbacks.gradient_flow",
+    "ProbeTracker": ".callbacks.probes",
 }
 
 

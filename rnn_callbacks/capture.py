@@ -156,6 +156,22 @@ class Recorder:
         return {name: Tape(name, tuple(map(join, passages))) for name, passages in self._passages.items()}
 
     @property
+    def sequences(self) -> dict[str, int]:
+        """How many sequences were heard so far, by module name, taken or not."""
+        return {name: self._heard[name] + current for name, current in self._current.items()}
+
+    def take(self) -> dict[str, Tape]:
+        """Hand over what was heard since the last time, so that memory is needed for a batch and not for all of them.
+
+        To be called when a batch is over; the limit of sequences goes on counting, that of megabytes begins anew.
+        """
+        taken = {name: tape for name, tape in self.tapes.items() if tape.calls}
+        for name in taken:
+            self._passages[name] = []
+            self._bytes[name] = 0
+        return taken
+
+    @property
     def batch(self) -> int:
         """Number of the batch being heard, from 0."""
         return self._batch

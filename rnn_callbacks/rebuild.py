@@ -9,7 +9,7 @@ the hidden states rebuilt from its gates beside the recorded ones: if the two di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -84,6 +84,26 @@ def traces_by_cell(tape: Tape) -> dict[str, list[Trace]]:
         for trace in traces(call):
             found.setdefault(trace.cell.name, []).append(trace)
     return found
+
+
+def rerun(call: Call, cells: Sequence[Cell]) -> Call:
+    """The same inputs, from the same initial states, through a module of other weights; without dropout.
+
+    A loop of the user's own is run through without what the user did to the state between its steps.
+    """
+    inputs = call.inputs
+    for layer in range(1 + max(cell.place.layer for cell in cells)):
+        rows = [row for row, cell in enumerate(cells) if cell.place.layer == layer]
+        inputs = _run_layer([cells[row] for row in rows], inputs, call, call.initial[rows])
+    return replace(
+        call,
+        cells=tuple(cells),
+        outputs=inputs,
+        final=torch.zeros_like(call.final),
+        previous=None,
+        dropout=(),
+        boundaries=(),
+    )
 
 
 def _trace(cell: Cell, inputs: Tensor, hidden: Tensor, call: Call, row: int) -> Trace:

@@ -31,6 +31,16 @@ def first_inputs(batch):
     return batch[0][:1]
 
 
+def running_sum(batch):
+    """A quantity for every step."""
+    return batch[0].sum(2).cumsum(1)
+
+
+def first_sign(batch):
+    """A type for every step."""
+    return (batch[0][..., 0] > 0).long()
+
+
 class Classifier(pl.LightningModule):
     """Reads a sequence and says its class from the last state."""
 

@@ -130,6 +130,74 @@ def test_parts_of_a_model_that_are_called_directly_count_their_calls_as_batches(
     assert not recorder.listening
 
 
+# ---- batch by batch --------------------------------------------------------------------------------------------------
+
+
+def test_what_is_taken_batch_by_batch_is_what_would_have_been_heard_at_once():
+    model = Model(nn.LSTM, layers=2)
+    with Recorder(model, max_sequences=12) as whole, torch.no_grad():
+        for seed in range(4):
+            model(make_inputs(seed=seed))
+    taken, counted = [], []
+    with Recorder(model, max_sequences=12) as recorder, torch.no_grad():
+        for seed in range(4):
+            recorder.next_batch()
+            model(make_inputs(seed=seed))
+            taken.append(recorder.take())
+            counted.append(recorder.sequences)
+            assert recorder.tapes["rnn"].calls == ()
+        recorder.next_batch()
+        assert not recorder.listening  # the limit counts what was taken
+    assert [list(tapes) for tapes in taken] == [["rnn"], ["rnn"], ["rnn"], []]
+    assert counted == [{"rnn": 5}, {"rnn": 10}, {"rnn": 12}, {"rnn": 12}]
+    calls = [call for tapes in taken[:3] for call in tapes["rnn"].calls]
+    assert [call.batch for call in calls] == [0, 1, 2]
+    for one, other in zip(calls, calls_of(whole), strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.outputs, other.outputs)
+        assert rebuild_error(one) < ROUNDING
+
+
+def test_where_batches_are_taken_the_limit_of_memory_is_that_of_a_batch():
+    model = Model()
+    of_batch = SEQUENCES * 4 * STEPS * (INPUTS + UNITS) + sum(p.nbytes for p in model.rnn.parameters())
+    with Recorder(model, max_megabytes=1.5 * of_batch / 2**20) as recorder, torch.no_grad():
+        for seed in range(7):
+            recorder.next_batch()
+            assert recorder.listening
+            model(make_inputs(seed=seed))
+            (tape,) = recorder.take().values()
+            assert tape.sequences == SEQUENCES
+    assert recorder.sequences == {"rnn": 7 * SEQUENCES}
+
+
+def test_calls_of_one_batch_are_taken_joined():
+    cell, x = nn.LSTMCell(INPUTS, UNITS), make_inputs()
+    with Recorder(cell, max_sequences=3 * SEQUENCES) as recorder, torch.no_grad():
+        for _ in range(2):
+            recorder.next_batch()
+            state = None
+            for step in x.unbind(1):
+                state = cell(step, state)
+            (tape,) = recorder.take().values()
+            (call,) = tape.calls
+            assert call.inputs.shape == x.shape
+            assert torch.equal(call.outputs[:, -1], state[0])
+            assert rebuild_error(call) < ROUNDING
+        recorder.next_batch()
+        assert recorder.sequences == {"lstmcell": 2 * SEQUENCES}  # of a batch once, whatever the calls
+        assert recorder.take() == {}
+
+
+def test_opening_again_counts_anew():
+    model = Model()
+    with Recorder(model) as recorder:
+        model(make_inputs())
+        assert recorder.sequences == {"rnn": SEQUENCES}
+        recorder.open()
+        assert recorder.sequences == {"rnn": 0}
+
+
 # ---- when ------------------------------------------------------------------------------------------------------------
 
 

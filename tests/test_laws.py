@@ -21,7 +21,7 @@ import rnn_callbacks
 from rnn_callbacks.callbacks.guard import RecurrentHealthWarning
 from rnn_callbacks.report import load
 
-from .models import Classifier, StepClassifier, first_inputs, half_of_sequence
+from .models import Classifier, StepClassifier, first_inputs, first_sign, half_of_sequence, running_sum
 
 PACKAGE = Path(rnn_callbacks.__file__).parent
 CALLBACKS = [getattr(rnn_callbacks, name) for name in rnn_callbacks.__all__]
@@ -34,6 +34,13 @@ FULL = {
         "basins": True,
     },
     "GradientFlowMonitor": {"flags": {"vanishing": 0.2}},
+    "ProbeTracker": {
+        "concepts": {"target": 1, "sum": running_sum},
+        "required": {"target": 0.0},
+        "control_types": first_sign,
+        "description_length": True,
+        "causal": True,
+    },
 }
 
 every_callback = pytest.mark.parametrize("callback", CALLBACKS, ids=lambda c: c.__name__)
@@ -44,6 +51,7 @@ LEFT_OUT = {
     "GateMonitor": {"rnn": {"flags", "ablate"}, "lstm": {"flags"}, "any": {"flags"}, "train": {"ablate"}},
     "FixedPointTracker": {},
     "GradientFlowMonitor": {},
+    "ProbeTracker": {"train": {"causal"}},
 }
 REFUSED = {"FixedPointTracker": {"packed bidirectional": "is bidirectional"}}
 
@@ -215,6 +223,7 @@ def documented(callback):
     assert tags
     holes = {"module": r"[\w.]+", "cell": r"(?:l\d+(?:_reverse)?|cell)", "flag": r"\w+"}
     holes |= {"context": "(?:mean|first)"}
+    holes |= {"state": "(?:hidden|memory)", "concept": "(?:target|sum)"}
     holes |= {"parameter": r"[\w.]+", "part": "(?:input|forget|output|reset|update|cell|new|hidden)"}
     holes |= {"gate": "(?:input|forget|output|reset|update)", "candidate": "(?:cell|new|hidden)"}
     return {tag: re.compile(re.sub(r"\\\{(\w+)\\\}", lambda m: holes[m[1]], re.escape(tag))) for tag in tags}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rnn_callbacks
-from rnn_callbacks.analysis import fixed_point_flags, gate_flags, gradient_flags
+from rnn_callbacks.analysis import fixed_point_flags, gate_flags, gradient_flags, probe_flags
 
 from .models import FEATURES, STEPS, UNITS, Classifier, loader
 
@@ -36,6 +36,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys, recwarn):
     assert "gates/encoder.rnn.l0/update/mean" in names["trainer"].callback_metrics
     assert "fixed_points/encoder.rnn/zero/attractors" in names["trainer"].callback_metrics
     assert "gradient_flow/encoder.rnn.l0/horizon" in names["trainer"].callback_metrics
+    assert "probes/encoder.rnn.l0/hidden/target/v_information" in names["trainer"].callback_metrics
     said = capsys.readouterr().out
     assert "encoder.rnn l0 {'reset/mean': 0." in said
     assert re.search(r"^\d+ \[.*'attractor'.* 1 True$", said, re.MULTILINE)
@@ -98,10 +99,15 @@ def test_the_settings_tables_name_every_setting_and_its_default(name):
     common = README[README.index("| setting |") : README.index("\n## ", README.index("| setting |"))]
     assert set(parameters) <= set(re.findall(r"`(\w+)`", common + section(name)))
     for setting in ("max_overhead", "max_sequences"):
-        assert re.search(rf"^\| `{setting}` .*\| {parameters[setting].default} \|$", common, re.MULTILINE)
+        default = parameters[setting].default
+        assert re.search(rf"^\| `{setting}` .*(`{name}`: {default}\).*|\| {default} )\|$", common, re.MULTILINE)
     for setting in ("max_starts", "max_seconds"):
         if setting in parameters:
             assert f"{parameters[setting].default:g}" in section(name)
+    for setting in ("steps", "shuffles", "seed", "max_megabytes"):
+        if setting in parameters:
+            default = parameters[setting].default
+            assert re.search(rf"^\| `{setting}` .*\| {default:g} \|$", section(name), re.MULTILINE)
 
 
 @every_callback
@@ -110,6 +116,7 @@ def test_every_flag_is_in_the_table(name):
         "GateMonitor": gate_flags,
         "FixedPointTracker": fixed_point_flags,
         "GradientFlowMonitor": gradient_flags,
+        "ProbeTracker": probe_flags,
     }[name]
     for flag in module.RULES:
         assert f"| `{flag}` |" in section(name)

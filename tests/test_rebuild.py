@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from rnn_callbacks.capture import Recorder
-from rnn_callbacks.rebuild import chunks, flip, traces
+from rnn_callbacks.cells import cells
+from rnn_callbacks.rebuild import chunks, flip, rerun, traces
 
 from . import reference
 from .hear import calls_of, hear, rebuild_error
@@ -194,6 +195,66 @@ def test_rebuilding_leaves_the_global_random_state_alone():
         before = torch.get_rng_state()
         assert rebuild_error(call) < 1e-6
         assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- with other weights ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("layout", ["batch_first", "packed"])
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+def test_rerun_is_what_a_module_of_other_weights_makes_of_the_same_inputs(kind, layers, bidirectional, layout):
+    case = (kind, torch.float32, layers, bidirectional, layout, True, True)
+    module, *given = make_case(*case, seed=5)
+    other, *_ = make_case(*case, seed=6)
+    calls = []
+    for each in (module, other):
+        with Recorder(each) as recorder:
+            run(each, *given, layout, True)
+        (call,) = calls_of(recorder)
+        calls.append(call)
+    heard, expected = calls
+    found = rerun(heard, cells(other))
+    valid = torch.arange(STEPS) < expected.lengths[:, None]
+    assert (found.outputs[valid] - expected.outputs[valid]).abs().max() < LIMIT[torch.float32]
+    assert (found.outputs[valid] - heard.outputs[valid]).abs().max() > 0.1
+    for one, two in zip(traces(found), traces(expected), strict=True):
+        for chunk, known in zip(chunks(one), chunks(two), strict=True):
+            assert (chunk.memory - known.memory).abs().max() < LIMIT[torch.float32] if chunk.memory.numel() else True
+            assert (chunk.hidden - known.hidden).abs().max() < LIMIT[torch.float32]
+
+
+def test_rerun_of_a_users_loop_goes_without_what_was_done_between_its_steps():
+    torch.manual_seed(0)
+    cell, other = nn.GRUCell(INPUTS, UNITS), nn.GRUCell(INPUTS, UNITS)
+    x = torch.randn(SEQUENCES, STEPS, INPUTS)
+    state = None
+    with Recorder(cell) as recorder, torch.no_grad():
+        for step in x.unbind(1):
+            state = cell(step, None if state is None else 0.5 * state)
+    (call,) = calls_of(recorder)
+    found = rerun(call, cells(other))
+    expected = []
+    with torch.no_grad():
+        for step in x.unbind(1):
+            expected.append(other(step, expected[-1] if expected else None))
+    assert (found.outputs - torch.stack(expected, 1)).abs().max() < LIMIT[torch.float32]
+    (trace,) = traces(found)
+    (chunk,) = chunks(trace)
+    assert (chunk.rebuilt - chunk.hidden).abs().max() < LIMIT[torch.float32]
+
+
+def test_rerun_of_a_module_in_training_is_without_its_dropout():
+    module, x = make_dropping(nn.LSTM), torch.randn(SEQUENCES, STEPS, INPUTS)
+    call = hear(module, x)
+    with torch.no_grad():
+        expected, _ = module.eval()(x)
+    found = rerun(call, call.cells)
+    assert (call.outputs - expected).abs().max() > 0.01
+    assert (found.outputs - expected).abs().max() < LIMIT[torch.float32]
+    assert rebuild_error(found) < LIMIT[torch.float32]
 
 
 # ---- chunks and reversal ---------------------------------------------------------------------------------------------

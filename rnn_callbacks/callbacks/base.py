@@ -48,6 +48,7 @@ class EpochCallback(pl.Callback, ABC):
 
     noun: ClassVar[str]
     hears_gradients: ClassVar[bool] = False  # whether the backward pass is listened to as well; with observe="train"
+    takes_batches: ClassVar[bool] = False  # whether it is given what was heard after every batch, not kept until a look
 
     def __init__(
         self,
@@ -77,6 +78,8 @@ class EpochCallback(pl.Callback, ABC):
         self._fresh = False  # whether something was heard that was not looked at yet
         self._heard_at = (0, 0)  # epoch and step of it
         self._listened_in = -1  # epoch
+        self._due = False  # with `takes_batches`: whether a look follows the batches that are being heard
+        self._taken_seconds = 0.0  # spent on them
         self._looks = 0
         self._schedule = Schedule(self.every_n_epochs, self.figure_every_n_epochs, self.max_overhead)
         self._guard = Guard(type(self).__name__, f"{self.noun}/failed_looks", self.on_error)
@@ -103,6 +106,12 @@ class EpochCallback(pl.Callback, ABC):
     def has_heard_more(self) -> bool:
         """Whether there is something to look at beside what recurrent modules said."""
         return False
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The run is about to begin, with the weights it begins with."""
+
+    def on_taken_batch(self, tapes: dict[str, Tape], *, untrained: bool) -> None:
+        """With `takes_batches`: what was heard of a batch that is over; in the sanity check it is ``untrained``."""
 
     def finish(self, trainer: pl.Trainer) -> None:
         """The run is over, or broke off: say what has not been said."""
@@ -163,6 +172,8 @@ class EpochCallback(pl.Callback, ABC):
             modules = {name: module for peer in peers for name, module in peer._modules.items()}
             most = max(peer.max_sequences for peer in peers)
             self._recorder = Recorder(pl_module, modules=modules, max_sequences=most, gradients=self.hears_gradients)
+        with self._guard, undisturbed_rng(), on_host():
+            self.prepare(trainer, pl_module)
 
     def _serve_monitors(self, trainer: pl.Trainer) -> None:
         """Whoever stops or saves by one of our tags reads it at every epoch, and takes a missing one for an old one."""
@@ -201,7 +212,11 @@ class EpochCallback(pl.Callback, ABC):
     def _peers(self, trainer: pl.Trainer) -> list[EpochCallback]:
         """Callbacks that listen to the same passes; they share one recorder, held by the first."""
         everyone = [c for c in trainer.callbacks if isinstance(c, EpochCallback)]  # type: ignore[attr-defined]
-        return [c for c in everyone if (c.observe, c.hears_gradients) == (self.observe, self.hears_gradients)]
+        return [c for c in everyone if c._hearing == self._hearing]
+
+    @property
+    def _hearing(self) -> tuple[str, bool, bool]:
+        return self.observe, self.hears_gradients, self.takes_batches
 
     def _leads(self, trainer: pl.Trainer) -> bool:
         return self._peers(trainer)[0] is self
@@ -224,11 +239,18 @@ class EpochCallback(pl.Callback, ABC):
     def _listen(self, trainer: pl.Trainer) -> None:
         self._listened_in = trainer.current_epoch
         # Numbers come from rank zero alone and are then shared, so the other ranks have nothing to listen to.
-        if self._recorder is not None and trainer.is_global_zero and not trainer.sanity_checking:
-            if any(peer._schedule.wants_epoch(trainer.current_epoch) for peer in self._peers(trainer)):
-                self._recorder.open()
-            else:
-                self._recorder.close()
+        if self._recorder is None or not trainer.is_global_zero or (trainer.sanity_checking and not self.takes_batches):
+            return
+        peers, last = self._peers(trainer), self._is_last(trainer)
+        for peer in peers:
+            peer._taken_seconds = 0.0
+            peer._due = trainer.sanity_checking or peer._schedule.wants_epoch(trainer.current_epoch)
+            if self.takes_batches and not trainer.sanity_checking:  # so many sequences that listening has its price
+                peer._due = peer._schedule.look_is_due(trainer.current_epoch, last=last)
+        if any(peer._due for peer in peers):
+            self._recorder.open()
+        else:
+            self._recorder.close()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.observe == "validation":
@@ -236,11 +258,27 @@ class EpochCallback(pl.Callback, ABC):
         elif self._recorder is not None:
             self._recorder.close()  # validation within a training epoch is not what was asked for
 
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._recorder is not None:
+            self._recorder.close()  # training begins, and is not what was asked for
+
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self.observe == "validation":
             self._next_batch(trainer, batch, batch_idx, dataloader_idx)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.observe == "validation":
+            self._hand_over(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.observe == "train":
@@ -254,13 +292,36 @@ class EpochCallback(pl.Callback, ABC):
                 self._listen(trainer)
             self._next_batch(trainer, batch, batch_idx, 0)
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.observe == "train":
+            self._hand_over(trainer)
+
+    def _hand_over(self, trainer: pl.Trainer) -> None:
+        """Give what was heard of a batch to all who take it batch by batch; whoever holds the recorder does it."""
+        if not self.takes_batches or self._recorder is None or not trainer.is_global_zero:
+            return
+        tapes = self._recorder.take()
+        for peer in self._peers(trainer) if tapes else []:
+            if peer._due:
+                begin = time.perf_counter()
+                with peer._guard, undisturbed_rng(), torch.no_grad(), on_host():
+                    own = {name: tape for name, tape in tapes.items() if name in peer._modules}
+                    peer.on_taken_batch(own, untrained=bool(trainer.sanity_checking))
+                if not trainer.sanity_checking:
+                    peer._taken_seconds += time.perf_counter() - begin
+
     def _next_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if self._recorder is not None:
             self._recorder.next_batch()
         recorder = self._shared_recorder(trainer)
-        if recorder is not None and recorder.listening:
+        if recorder is not None and recorder.listening and (self._due or not self.takes_batches):
+            begin = time.perf_counter()
             with self._guard, undisturbed_rng(), torch.no_grad():
                 self.on_heard_batch(recorder.batch, batch, batch_idx, dataloader_idx)
+            if self.takes_batches and not trainer.sanity_checking:
+                self._taken_seconds += time.perf_counter() - begin
 
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         """A batch is about to pass that will be heard; ``number`` is what `Call.batch` will say."""
@@ -284,8 +345,10 @@ class EpochCallback(pl.Callback, ABC):
         recorder = self._shared_recorder(trainer)
         if recorder is not None:
             recorder.close()
-            heard = any(tape.calls for tape in recorder.tapes.values()) or bool(recorder.faults)
-            if not heard and self._schedule.wants_epoch(trainer.current_epoch):
+            heard = any(recorder.sequences.values()) or bool(recorder.faults)
+            if self.takes_batches:
+                heard &= self._due
+            if not heard and (self._due if self.takes_batches else self._schedule.wants_epoch(trainer.current_epoch)):
                 self._guard.say(
                     "silent",
                     f"{type(self).__name__} heard nothing: {', '.join(self._modules)} {_why_silent(recorder)}",
@@ -295,7 +358,7 @@ class EpochCallback(pl.Callback, ABC):
             if self._leads(trainer):
                 self._schedule.numbers.spent += recorder.seconds
             last = self._is_last(trainer)
-            if heard and self._schedule.look_is_due(trainer.current_epoch, last=last):
+            if heard and (self.takes_batches or self._schedule.look_is_due(trainer.current_epoch, last=last)):
                 scalars = self._look(trainer, pl_module, last=last)
         if trainer.world_size > 1:
             scalars = trainer.strategy.broadcast(scalars, src=0)
@@ -306,7 +369,8 @@ class EpochCallback(pl.Callback, ABC):
 
     def _is_last(self, trainer: pl.Trainer) -> bool:
         epochs, steps = trainer.max_epochs, trainer.max_steps
-        ends = epochs is not None and epochs > 0 and trainer.current_epoch + 1 >= epochs
+        period = (trainer.check_val_every_n_epoch or 1) if self.observe == "validation" else 1
+        ends = epochs is not None and epochs > 0 and trainer.current_epoch + period >= epochs
         return ends or (steps > 0 and trainer.global_step >= steps) or trainer.should_stop
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool) -> dict[str, float]:
@@ -319,15 +383,16 @@ class EpochCallback(pl.Callback, ABC):
             report = self.analyse(self._what_was_heard(trainer, pl_module, epoch, step))
         self._looks += 1
         seconds = time.perf_counter() - begin
+        before, self._taken_seconds = self._taken_seconds, 0.0
         scalars = {
             **report.scalars,
             f"{self.noun}/failed_looks": float(self._guard.failures),
-            f"{self.noun}/seconds": seconds,
-            f"{self.noun}/overhead": self._schedule.overhead(seconds),
+            f"{self.noun}/seconds": before + seconds,
+            f"{self.noun}/overhead": self._schedule.overhead(before + seconds),
         }
         with self._guard, undisturbed_rng():
             self._publish(trainer, replace(report, scalars=scalars), epoch, step)
-        self._schedule.numbers.add(time.perf_counter() - begin)
+        self._schedule.numbers.add(before + time.perf_counter() - begin)
         if report.figures and self._schedule.figure_is_due(epoch, last=last):
             begin = time.perf_counter()
             with self._guard, undisturbed_rng():
@@ -354,8 +419,9 @@ class EpochCallback(pl.Callback, ABC):
             if name in recorder.faults:
                 with self._guard:
                     raise RuntimeError(f"listening to {name} failed") from recorder.faults[name]
-            elif heard[name].calls:
-                tapes[name] = heard[name].head(self.max_sequences)
+            elif recorder.sequences[name]:
+                if heard[name].calls:
+                    tapes[name] = heard[name].head(self.max_sequences)
             elif "silent" not in self._guard.said:
                 self._guard.say(f"silent {name}", f"{title}: {name} is left out; it {_why_silent(recorder, name)}")
         return Look(trainer, pl_module, tapes, epoch, step)

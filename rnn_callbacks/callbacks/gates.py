@@ -21,9 +21,10 @@ from ..rebuild import Trace
 from ..report import Histogram, Report
 from ..sinks import Layout
 from .base import EpochCallback, Observe
-from .gate_ablation import HeardBatch, losses_without_gates
+from .gate_ablation import losses_without_gates
 from .importing import function_of
 from .look import Look
+from .rehearsed_loss import HeardBatch
 
 Phases = Callable[..., Any]
 

@@ -149,6 +149,7 @@ class GradientFlowMonitor(EpochCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._meter is None:
             return
         with self._briefly, torch.no_grad():

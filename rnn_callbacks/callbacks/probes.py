@@ -1,0 +1,574 @@
+"""ProbeTracker: what is encoded in the states of a recurrent network, where, since when, and whether to believe it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, final
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+from torch import nn
+
+from ..analysis.concepts import Concept, check_steps, read_concepts, read_labels, split_sequences
+from ..analysis.description_length import description_length
+from ..analysis.erasure import fit_erasure, random_erasure
+from ..analysis.probe_findings import Baseline, Course, Finding, correct, judge
+from ..analysis.probe_flags import RULES, check_thresholds
+from ..analysis.probe_scores import Tally
+from ..analysis.probes import Engine, Probed, ProbeSettings, headline_samples, probe
+from ..analysis.state_samples import StateSampler, StateSamples, is_reversed
+from ..analysis.unit_information import as_classes, unit_information
+from ..cells import Cell, cells
+from ..report import Report
+from ..sinks import Layout
+from ..snapshot import Snapshot
+from ..tape import Tape
+from .base import EpochCallback, Observe
+from .concept_removal import losses_without, top_cells
+from .concepts import ConceptLabels, read_source, read_sources
+from .guard import check_whole_number
+from .look import Look
+from .probe_report import Place, ProbeReport
+from .rehearsed_loss import HeardBatch
+
+FIT = 2 / 3  # of the sequences
+CAUSAL_SEQUENCES = 256  # on which the loss is computed where something is taken out
+RANDOM_ERASURES = 4
+TYPES = "control_types"
+
+
+@final
+class ProbeTracker(EpochCallback):
+    """Reads concepts from the states of every ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` with linear probes as it trains.
+
+    At every look each concept is read at every layer, in hidden and cell states, at every probed time step, on
+    sequences that the probe was not fitted to, beside what an untrained network, the input alone, shuffled labels and a
+    task of random labels give. A label for the sequence is judged at the step that a cell reads last, a label for each
+    step by one probe of all steps together.
+
+    Args:
+        module: dotted name, or names, of the modules to probe; all recurrent modules by default.
+        concepts: by name a function of the batch, its import path, a key of the batch or a place in it. It gives labels
+            ``(B,)`` or ``(B, T)``: whole numbers are classes (-1: no label), other numbers a quantity (NaN: none). By
+            default the target of an ``(input, target)`` batch.
+        required: a score (balanced accuracy, or R^2 of a quantity) by concept that must be reached; a flag says so if
+            it is not.
+        steps: how many time steps to probe, evenly spread; or which, from 0, negative ones from the end.
+        engine: ``discriminant`` (closed form) or ``logistic`` (ten times as dear, up to a few points better).
+        shuffles: label shuffles for each concept and layer.
+        control_types: types of input for the control task, given as concepts are, ``(B,)`` or ``(B, T)``; by default 64
+            cells of the layer's input.
+        description_length: also the online code of the labels, which still moves where accuracy has saturated.
+        causal: also take each concept out of what the module returns and report what the validation loss does; runs
+            ``validation_step`` of a copy of the model five times per concept and top layer.
+        flags: thresholds of the flags; null switches one off.
+        seed: of split, shuffles and bootstrap.
+        max_megabytes: of states kept for a look, per module; fewer sequences are used where that is reached.
+        observe: ``validation`` or ``train``.
+        every_n_epochs: period of looks; by default as often as `max_overhead` allows.
+        figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
+        max_overhead: share of the training time that looking may take, pictures included.
+        max_sequences: how many sequences, the same first ones at every look; two thirds to fit, one third held out.
+        on_error: ``warn`` or ``raise``.
+
+    Logged, with ``{module}`` the module's name, ``{cell}`` one of ``l0``, ``l0_reverse``, ``l1``, ... or ``cell``,
+    ``{state}`` ``hidden`` or ``memory`` (an LSTM's cell state); what cannot be measured is left out:
+
+    - `probes/{module}.{cell}/{state}/{concept}/v_information`: bits that a linear reader gains on held-out sequences.
+    - `probes/{module}.{cell}/{state}/{concept}/balanced_accuracy`: share recognised, mean over classes, in [0, 1].
+    - `probes/{module}.{cell}/{state}/{concept}/r2`: of a quantity, share of its variance that is read, up to 1.
+    - `probes/{module}.{cell}/{state}/{concept}/accuracy`: share of samples recognised, in [0, 1].
+    - `probes/{module}.{cell}/{state}/{concept}/gain`: balanced accuracy or R^2 minus that of the best control.
+    - `probes/{module}.{cell}/{state}/{concept}/over_untrained`: minus that of the network before training.
+    - `probes/{module}.{cell}/{state}/{concept}/over_shuffled`: minus the mean over shuffled labels.
+    - `probes/{module}.{cell}/{state}/{concept}/over_input`: minus that of the layer's input at the same step.
+    - `probes/{module}.{cell}/{state}/{concept}/control_task`: score for random labels of input types.
+    - `probes/{module}.{cell}/{state}/{concept}/selectivity`: score minus the control task's; misleads as a headline.
+    - `probes/{module}.{cell}/{state}/{concept}/unit_information`: bits that the best single unit tells; noise: 0.
+    - `probes/{module}.{cell}/{state}/{concept}/compression`: how much shorter the labels are to tell to who has the
+      states; 1: no shorter; with `description_length`.
+    - `probes/{module}.{cell}/{state}/{concept}/removal`: change of the validation loss without the concept's
+      directions; with `causal`.
+    - `probes/{module}.{cell}/{state}/{concept}/removal_random`: the same without as many random directions.
+    - `probes/concepts/{concept}/v_information`: bits where it is read best in the model.
+    - `probes/concepts/{concept}/share`: those bits as a share of the concept's entropy (R^2 of a quantity).
+    - `probes/concepts/{concept}/gain`: score over the best control there.
+    - `probes/concepts/{concept}/emergence_epoch`: epoch at which half of today's gain in bits was passed; -1: none yet.
+    - `probes/concepts/{concept}/emergence_gain`: bits there over the untrained network's.
+    - `probes/concepts/{concept}/flags/{flag}`: 1 when the flag is raised, else 0.
+    - `probes/{module}.{cell}/rebuild_error`: difference of rebuilt and real hidden states, relative; about 1e-6.
+    - `probes/sequences`: sequences probed, fitted and held out together.
+    - `probes/failed_looks`: looks whose analysis raised, so far.
+    - `probes/seconds`: what listening and the numbers of this look took.
+    - `probes/overhead`: seconds spent looking per second of training, so far.
+    """
+
+    noun: ClassVar[str] = "probes"
+    takes_batches: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        module: str | list[str] | None = None,
+        concepts: dict[str, Any] | None = None,
+        *,
+        required: dict[str, float] | None = None,
+        steps: int | list[int] = 16,
+        engine: Engine = "discriminant",
+        shuffles: int = 10,
+        control_types: Any = None,
+        description_length: bool = False,
+        causal: bool = False,
+        flags: dict[str, float | None] | None = None,
+        seed: int = 0,
+        max_megabytes: float = 256.0,
+        observe: Observe = "validation",
+        every_n_epochs: int | None = None,
+        figure_every_n_epochs: int | None = None,
+        max_overhead: float = 0.02,
+        max_sequences: int = 3000,
+        on_error: Literal["warn", "raise"] = "warn",
+    ) -> None:
+        super().__init__(
+            module=module,
+            observe=observe,
+            every_n_epochs=every_n_epochs,
+            figure_every_n_epochs=figure_every_n_epochs,
+            max_overhead=max_overhead,
+            max_sequences=max_sequences,
+            on_error=on_error,
+        )
+        self.concepts = concepts
+        self.required = required
+        self.steps = steps
+        self.engine = engine
+        self.shuffles = shuffles
+        self.control_types = control_types
+        self.description_length = description_length
+        self.causal = causal
+        self.flags = flags
+        self.seed = seed
+        self.max_megabytes = max_megabytes
+
+    # ---- what is remembered ----------------------------------------------------------------------------------------
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        self._courses: dict[Place, Course] = {
+            _place(key): Course(list(kept["epochs"]), [list(row) for row in kept["rows"]])
+            for key, kept in memory.get("courses", {}).items()
+        }
+        self._untrained: dict[Place, Baseline] = {
+            _place(key): _unpack(kept) for key, kept in memory.get("untrained", {}).items()
+        }
+        self._classes = {name: np.array(known, dtype=np.int64) for name, known in memory.get("classes", {}).items()}
+        self._chosen: dict[str, list[int]] = {name: list(steps) for name, steps in memory.get("steps", {}).items()}
+        self._labels = ConceptLabels({})
+        self._samplers: dict[str, StateSampler] = {}
+        self._before: dict[str, StateSampler] = {}  # what was heard before training
+        self._labels_before: dict[str, dict[int, NDArray[Any]]] = {}  # with it
+        self._rerun: dict[str, StateSampler] = {}  # untrained layers on the inputs of the first look
+        self._first_cells: dict[str, tuple[Cell, ...]] = {}
+        self._inputs: dict[str, tuple[bytes, list[Probed]]] = {}
+        self._batches: list[HeardBatch] = []
+        self._fault: Exception | None = None
+        self._told_by_another: tuple[str, ...] = ()
+
+    def memory(self) -> dict[str, Any]:
+        return {
+            "courses": {"|".join(p): {"epochs": c.epochs, "rows": c.rows} for p, c in self._courses.items()},
+            "untrained": {"|".join(place): _pack(baseline) for place, baseline in self._untrained.items()},
+            "classes": {name: known.tolist() for name, known in self._classes.items()},
+            "steps": dict(self._chosen),
+        }
+
+    # ---- before training -------------------------------------------------------------------------------------------
+
+    def check(self, modules: dict[str, nn.Module]) -> None:
+        title = type(self).__name__
+        sources = read_sources(self.concepts)
+        if TYPES in sources:
+            raise ValueError(f"concepts: {TYPES!r} is the name of a setting; give the concept another")
+        if self.control_types is not None:
+            read_source(TYPES, self.control_types)
+        _check_required(self.required, sources)
+        _check_steps(self.steps)
+        if self.engine not in ("discriminant", "logistic"):
+            raise ValueError(f"engine must be 'discriminant' or 'logistic', got {self.engine!r}")
+        check_whole_number(title, "shuffles", self.shuffles)
+        for name in ("description_length", "causal"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
+        size = self.max_megabytes
+        if isinstance(size, bool) or not isinstance(size, (int, float)) or not size > 0:
+            raise ValueError(f"max_megabytes must be a number above 0, got {size!r}")
+        if self.flags is not None and not isinstance(self.flags, dict):
+            raise ValueError(f"flags must be a dict of thresholds by name, got {self.flags!r}")
+        check_thresholds(self.flags or {})
+        if self.causal and self.observe != "validation":
+            raise ValueError('causal computes the validation loss and so needs observe="validation"')
+
+    def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        sources = read_sources(self.concepts)
+        if self.control_types is not None:
+            sources[TYPES] = read_source(TYPES, self.control_types)
+        self._labels = ConceptLabels(sources)
+        self._told_by_another = self._find_told(trainer)
+        if trainer.ckpt_path is None:  # these weights are the untrained ones
+            self._first_cells = {name: Snapshot.of(module, 0).cells for name, module in self.watched.items()}
+        elif not self._untrained:
+            self._guard.say(
+                "no untrained",
+                "ProbeTracker: this run goes on from a checkpoint in which no ProbeTracker has kept what the untrained "
+                "network reads, so `over_untrained` is left out.",
+            )
+
+    def _find_told(self, trainer: pl.Trainer) -> tuple[str, ...]:
+        """Concepts of which another tracker says where in the model they are read best; logged twice is averaged."""
+        trackers = [c for c in trainer.callbacks if isinstance(c, ProbeTracker)]  # type: ignore[attr-defined]
+        earlier = trackers[: trackers.index(self)]
+        told = [name for name in self._labels.sources if any(name in other._labels.sources for other in earlier)]
+        for name in told:
+            self._guard.say(
+                f"told {name}",
+                f"ProbeTracker: another one reads {name} too, and probes/concepts/{name} is what that one finds; list "
+                "all modules in one ProbeTracker, or give the concept another name here.",
+            )
+        return tuple(f"probes/concepts/{name}" for name in told)
+
+    # ---- listening -------------------------------------------------------------------------------------------------
+
+    def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if number == 0:
+            self._fault = None
+            self._batches.clear()
+            for sampler in [*self._samplers.values(), *self._rerun.values()]:
+                sampler.begin()
+        self._labels.hear(number, batch)
+        heard = max((sampler.count for sampler in self._samplers.values()), default=0)
+        if self.causal and heard < CAUSAL_SEQUENCES:
+            self._batches.append(HeardBatch(batch, batch_idx, dataloader_idx))
+
+    def on_taken_batch(self, tapes: dict[str, Tape], *, untrained: bool) -> None:
+        if untrained:
+            self._batches.clear()  # the loss is computed with trained weights only
+            self._labels_before = self._labels.labels
+        if self._fault is not None:
+            return
+        try:
+            for name, tape in tapes.items():
+                self._sample(self._before if untrained else self._samplers, name, tape)
+                if not untrained and name in self._first_cells:
+                    self._sample(self._rerun, name, tape, self._first_cells[name])
+        except Exception as fault:  # said once at the look, not at every batch
+            self._fault = fault
+
+    def _sample(
+        self, samplers: dict[str, StateSampler], name: str, tape: Tape, other: Sequence[Cell] | None = None
+    ) -> None:
+        if name not in samplers:
+            samplers[name] = StateSampler(self._chosen.get(name, self.steps), max_megabytes=self.max_megabytes)
+        sampler = samplers[name]
+        sampler.hear(tape.head(self.max_sequences - sampler.count), other)
+        if name not in self._chosen and sampler.steps is not None:
+            self._chosen[name] = sampler.steps.tolist()
+
+    # ---- looking ---------------------------------------------------------------------------------------------------
+
+    def analyse(self, look: Look) -> Report:
+        if self._fault is not None:
+            raise RuntimeError("taking samples of the states failed") from self._fault
+        for name, fault in self._labels.faults.items():
+            with self._guard:
+                raise ValueError(f"labels of {name} could not be read from a batch") from fault
+        found: dict[Place, Finding] = {}
+        heard: dict[str, StateSamples] = {}
+        scalars: dict[str, float] = {}
+        for name in self.watched:
+            samples = self._samplers[name].result() if name in self._samplers else None
+            if samples is None:
+                continue
+            trusted = True
+            for cell, error in samples.rebuild_error.items():
+                scalars[f"probes/{name}.{cell}/rebuild_error"] = error
+                trusted &= self._guard.believes(name, f"cell {cell}", error, samples.tolerance)
+            scalars["probes/sequences"] = max(scalars.get("probes/sequences", 0.0), float(len(samples.lengths)))
+            if trusted:
+                heard[name] = samples
+                found |= self._probe(look, name, samples)
+        self._first_cells, self._before, self._rerun, self._labels_before = {}, {}, {}, {}
+        self._samplers, self._batches = {}, []  # nothing large is held while the training goes on
+        judged = dict(zip(found, correct(list(found.values())), strict=True))
+        read = list(dict.fromkeys(concept for _, _, concept in judged))
+        unread = [name for name in self.required or {} if name not in read]
+        if read and unread:
+            self._guard.say(
+                f"unread {unread}",
+                f"ProbeTracker: required names {', '.join(unread)}, which no probe reads; there are {', '.join(read)}.",
+            )
+        for place, finding in judged.items():
+            self._courses.setdefault(place, Course()).add(look.epoch, finding)
+        report = ProbeReport(
+            self._guard,
+            judged,
+            {place: self._courses[place] for place in judged},
+            steps={name: samples.steps for name, samples in heard.items()},
+            epoch=look.epoch,
+            last=self._is_last(look.trainer),
+            required=self.required or {},
+            thresholds=self.flags or {},
+        ).finished()
+        own = {
+            tag: value
+            for tag, value in report.scalars.items()
+            if not any(tag.startswith((f"{told}/", f"{told}_")) for told in self._told_by_another)
+        }
+        return replace(report, scalars=scalars | own)
+
+    def _probe(self, look: Look, name: str, samples: StateSamples) -> dict[Place, Finding]:
+        """Every concept at every site of one module, against its controls."""
+        concepts = self._concepts(name, samples)
+        if not concepts:
+            return {}
+        fitted = split_sequences(concepts, FIT, seed=self.seed)
+        self._say_numbers(name, samples, fitted)
+        settings = ProbeSettings(self.engine, self.shuffles, seed=self.seed)
+        sites = [site for site in samples.states if not site.startswith("input")]
+        probed = probe(samples, concepts, fitted, settings, sites=sites, types=self._types(samples))
+        alone = replace(settings, shuffles=0)
+        self._read_untrained(name, samples, concepts, fitted, alone)
+        of_input = self._read_input(name, samples, concepts, fitted, alone)
+        found: dict[Place, Finding] = {}
+        for one in probed:
+            place = (name, one.site, one.concept.name)
+            source = of_input.get(("input_reverse" if is_reversed(one.site) else "input", one.concept.name))
+            finding = judge(one, self._untrained.get(place), source, seed=self.seed)
+            found[place] = self._look_closer(finding, samples)
+        if self.causal:
+            with self._guard:
+                found |= self._remove(look, name, samples, found)
+        return found
+
+    def _concepts(self, name: str, samples: StateSamples) -> list[Concept]:
+        found: list[Concept] = []
+        for source, labels in self._labels.labels.items():
+            if source == TYPES or source in self._labels.faults:
+                continue
+            try:
+                concepts = read_concepts(source, labels, samples.rows, self._classes)
+                for concept in concepts:
+                    check_steps(concept, samples)
+            except ValueError as error:
+                self._guard.say(f"concept {name} {source}", f"ProbeTracker: in {name}, {error}.")
+                continue
+            self._classes |= {concept.name: concept.classes for concept in concepts}
+            found += concepts
+        return found
+
+    def _types(self, samples: StateSamples) -> list[NDArray[np.int64]] | None:
+        """Types of input at every column, for cells of both directions, where the user gives them."""
+        if self.control_types is None or TYPES in self._labels.faults:
+            return None
+        labels = self._labels.labels[TYPES]
+        ranks = {array.ndim for array in labels.values()}
+        try:
+            if ranks not in ({1}, {2}):
+                raise ValueError(f"{TYPES}: types must be (B,) or (B, T), got {[a.shape for a in labels.values()]}")
+            types = Concept(TYPES, np.empty(0, np.int64), ranks == {2}, read_labels(TYPES, labels, samples.rows))
+            check_steps(types, samples)
+        except ValueError as error:
+            self._guard.say(TYPES, f"ProbeTracker: {error}; the input's own types are taken instead.")
+            return None
+        return [np.nan_to_num(types.at(samples, reverse=reverse), nan=-1).astype(np.int64) for reverse in (False, True)]
+
+    def _read_untrained(
+        self,
+        name: str,
+        samples: StateSamples,
+        concepts: Sequence[Concept],
+        fitted: NDArray[np.bool_],
+        settings: ProbeSettings,
+    ) -> None:
+        """Once in a run: the same probes on the network before training."""
+        rerun = self._rerun[name].result() if name in self._rerun else None
+        if rerun is None:
+            return
+        before = self._before[name].result() if name in self._before else None
+        same = _same_labels(self._labels_before, self._labels.labels)  # or else the batches were shuffled
+        if before is not None and np.array_equal(before.rows, samples.rows) and same:
+            rerun = before
+        elif before is None or not _same_inputs(before, samples):
+            rank_zero_info(
+                f"ProbeTracker compares {name} with its untrained layers on the inputs of this look, since the "
+                "untrained network as a whole was not heard; Trainer(num_sanity_val_steps=-1) lets it be heard."
+            )
+        none = [np.full(samples.present.shape, -1)] * 2
+        sites = [site for site in rerun.states if not site.startswith("input")]
+        for one in probe(rerun, concepts, fitted, settings, sites=sites, types=none):
+            self._untrained[name, one.site, one.concept.name] = Baseline.of(one)
+
+    def _read_input(
+        self,
+        name: str,
+        samples: StateSamples,
+        concepts: Sequence[Concept],
+        fitted: NDArray[np.bool_],
+        settings: ProbeSettings,
+    ) -> dict[tuple[str, str], Baseline]:
+        """The same probes on the input of the module; not again where nothing in it has changed."""
+        sites = [site for site in samples.states if site.startswith("input")]
+        digest = hashlib.blake2b(digest_size=16)
+        for array in [samples.states[site] for site in sites] + [concept.labels for concept in concepts]:
+            digest.update(np.ascontiguousarray(array).data)
+        if name not in self._inputs or self._inputs[name][0] != digest.digest():
+            none = [np.full(samples.present.shape, -1)] * 2
+            self._inputs[name] = digest.digest(), probe(samples, concepts, fitted, settings, sites=sites, types=none)
+        return {(one.site, one.concept.name): Baseline.of(one) for one in self._inputs[name][1]}
+
+    def _look_closer(self, finding: Finding, samples: StateSamples) -> Finding:
+        """Information of single units, and description length where it was asked for."""
+        probed = finding.probed
+        if probed.headline.why_not:
+            return finding
+        chosen = headline_samples(samples, probed.site, probed.concept, seed=self.seed)
+        codes = chosen.labels.astype(np.int64) if len(probed.concept.classes) else as_classes(chosen.labels)
+        compression = np.nan
+        if self.description_length:
+            compression = description_length(chosen.states, codes, seed=self.seed, groups=chosen.sequences).compression
+        information = unit_information(chosen.states, codes, seed=self.seed)
+        return replace(finding, information=information, compression=compression)
+
+    def _remove(
+        self, look: Look, name: str, samples: StateSamples, found: Mapping[Place, Finding]
+    ) -> dict[Place, Finding]:
+        """What the loss does without each concept in the states that leave the module; or without random directions."""
+        all_cells = cells(self.watched[name])
+        removed: dict[Place, Finding] = {}
+        for cell in top_cells(all_cells):
+            for place, finding in found.items():
+                if place[1] != f"{cell.name}/hidden" or finding.probed.headline.why_not:
+                    continue
+                concept = finding.probed.concept
+                chosen = headline_samples(samples, place[1], concept, seed=self.seed)
+                labels = chosen.labels.astype(np.int64) if len(concept.classes) else chosen.labels
+                own = fit_erasure(chosen.states, labels)
+                rank = own.left.shape[1]
+                others = [random_erasure(chosen.states, rank, seed=self.seed + n) for n in range(RANDOM_ERASURES)]
+                changes = losses_without(
+                    look, name, all_cells, [(cell, erasure) for erasure in (own, *others)], self._batches,
+                    at_end=not concept.of_steps,
+                )  # fmt: skip
+                removed[place] = replace(finding, removal=changes[0], removal_random=float(np.mean(changes[1:])))
+        return removed
+
+    def _say_numbers(self, name: str, samples: StateSamples, fitted: NDArray[np.bool_]) -> None:
+        if f"numbers {name}" in self._guard.said:
+            return
+        self._guard.said.add(f"numbers {name}")
+        count, sampler = len(fitted), self._samplers[name]
+        few = (
+            f"; {self.max_sequences} were wanted, and max_megabytes={self.max_megabytes:g} were reached"
+            if sampler.full and count < self.max_sequences
+            else ""
+        )
+        rank_zero_info(
+            f"ProbeTracker fits probes of {name} to {fitted.sum()} sequences and holds {count - fitted.sum()} out{few}."
+        )
+        last = int(samples.steps.max())
+        if isinstance(self.steps, int) and sampler.longest > 1.25 * (last + 1):
+            self._guard.say(
+                f"steps {name}",
+                f"ProbeTracker: sequences of {name} are up to {sampler.longest} steps long, and the probed steps, "
+                f"chosen by the first batch, end at {last + 1}; write steps=[...] to choose them.",
+            )
+
+    def layout(self) -> Layout:
+        def chart(pattern: str) -> list[Any]:
+            return ["Multiline", [pattern]]
+
+        return {
+            "Probes": {
+                "V-information, in bits, where each concept is read best": chart(
+                    r"^probes/concepts/[^/]*/v_information$"
+                ),
+                "score over the best control": chart(r"^probes/concepts/[^/]*/gain$"),
+                "balanced accuracy": chart(r"^probes/.*/balanced_accuracy$"),
+                "R2 of quantities": chart(r"^probes/.*/r2$"),
+                "score over the untrained network": chart(r"^probes/.*/over_untrained$"),
+                "epoch at which half of the gain was there": chart(r"^probes/concepts/[^/]*/emergence_epoch$"),
+                "flags raised": chart(r"^probes/.*/flags/(" + "|".join(RULES) + r")$"),
+                "time spent looking, share of training": chart(r"^probes/overhead$"),
+            }
+        }
+
+
+def _check_required(required: object, sources: Mapping[str, object]) -> None:
+    if required is None:
+        return
+    if not isinstance(required, dict) or any(
+        isinstance(v, bool) or not isinstance(v, (int, float)) or not v <= 1 for v in required.values()
+    ):
+        raise ValueError(f"required must be a dict of scores up to 1 by concept, got {required!r}")
+    unknown = [name for name in required if name not in sources and name.rpartition("_")[0] not in sources]
+    if unknown:
+        raise ValueError(f"required names {', '.join(map(repr, unknown))}; the concepts are {', '.join(sources)}")
+
+
+def _check_steps(steps: object) -> None:
+    listed = steps if isinstance(steps, (list, tuple)) else [steps]
+    fits = bool(listed) and all(type(step) is int for step in listed)
+    if not fits or (type(steps) is int and steps < 1):
+        raise ValueError(f"steps must be a whole number from 1 or a list of time steps, got {steps!r}")
+
+
+def _same_inputs(before: StateSamples, now: StateSamples) -> bool:
+    """Whether the first sequences reached the module before training as they do now: nothing in front of it learns."""
+    count = len(before.rows)
+    return np.array_equal(before.rows, now.rows[:count]) and all(
+        np.array_equal(before.states[site], now.states[site][:count], equal_nan=True)
+        for site in before.states
+        if site.startswith("input")
+    )
+
+
+def _same_labels(before: Mapping[str, Mapping[int, NDArray[Any]]], now: Mapping[str, Mapping[int, Any]]) -> bool:
+    """Whether every concept has the labels now that it had before training."""
+    return all(
+        np.array_equal(labels, now.get(concept, {}).get(number, ()), equal_nan=labels.dtype.kind == "f")
+        for concept, batches in before.items()
+        for number, labels in batches.items()
+    )
+
+
+def _place(key: str) -> Place:
+    module, site, concept = key.rsplit("|", 2)  # a module's name may hold anything
+    return module, site, concept
+
+
+def _pack(baseline: Baseline) -> dict[str, Any]:
+    """Tensors and numbers, as a checkpoint may hold them."""
+    tally = baseline.tally
+    kept = {} if tally is None else {key: torch.from_numpy(getattr(tally, key)) for key in _TALLY}
+    return {
+        "columns": torch.from_numpy(baseline.columns),
+        "score": baseline.score,
+        "bits": baseline.bits,
+        "tally": kept,
+        "of_classes": tally is not None and tally.of_classes,
+    }
+
+
+def _unpack(kept: Mapping[str, Any]) -> Baseline:
+    arrays = {key: value.numpy() for key, value in kept["tally"].items()}
+    tally = Tally(**arrays, of_classes=kept["of_classes"]) if arrays else None
+    return Baseline(kept["columns"].numpy(), kept["score"], kept["bits"], tally)
+
+
+_TALLY = ("right", "all", "bits", "samples")
