@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m examples.digits
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks

@@ -1,6 +1,6 @@
 """Real handwritten digits, read row by row: a GRU learns which digit it sees, and is watched.
 
-`GateMonitor` says how its gates move and how long it remembers; `ProbeTracker` says what can be read from its state: the
+`GateMonitor` says how its gates move and how long it remembers; `ProbeTracker` says what can be read of its state: the
 digit, which it must learn, and the ink seen so far, which it does not need.
 
 1797 images of 8 x 8 pixels (Alpaydin and Kaynak 1998, bundled with scikit-learn) become sequences of 8 steps with 8

@@ -4,11 +4,13 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from threadpoolctl import threadpool_limits
 
 from .models import Classifier, loader
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 torch.set_num_threads(1)
+threadpool_limits(1)  # NumPy's and SciPy's too: threads that wait for each other slow small matrices down
 
 
 @pytest.fixture

@@ -52,13 +52,15 @@ def read_concepts(
 
     Args:
         name: of the concept.
-        batches: labels by number of the batch: ``(B,)``, ``(B, T)``, or ``(B, T, F)`` for F concepts at once.
+        batches: labels by number of the batch: ``(B,)`` or ``(B, 1)``, ``(B, T)``, or ``(B, T, F)`` for F concepts.
         rows: ``(N, 2)``, number of the batch and row in it of every sequence.
         known: classes of concepts from earlier looks, by name, so that they keep their places; empty for a quantity.
 
     Raises:
         ValueError: when shapes are others, or a batch has fewer labels than sequences, or there are too many classes.
     """
+    if all(array.shape[1:] == (1,) for array in batches.values()):
+        batches = {number: array[:, 0] for number, array in batches.items()}
     ranks = {array.ndim for array in batches.values()}
     if len(ranks) != 1 or not ranks <= {1, 2, 3}:
         shapes = ", ".join(sorted({str(array.shape) for array in batches.values()}))

@@ -13,7 +13,7 @@ PLANES = 6  # random cuts through the inputs, so up to 64 types
 
 
 def input_types(inputs: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.int64]:
-    """Types of input vectors ``(N, S + 1)``: the cells into which six random planes through their mean cut the space.
+    """Types of input vectors ``(N, S + 1)``: the cells into which six random planes in their midst cut the space.
 
     Equal inputs, such as the same token, have the same type; where inputs are vectors of numbers, neighbours share one.
 
@@ -27,9 +27,13 @@ def input_types(inputs: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.int
     if not len(seen):
         return types
     scale = seen.std(0)
-    moved = (seen - seen.mean(0)) / np.where(scale > 0, scale, 1.0)
-    planes = np.random.default_rng(seed).standard_normal((inputs.shape[2], PLANES))
-    types[known] = (moved @ planes > 0) @ (1 << np.arange(PLANES))
+    moved = (seen - seen.mean(0)) / np.where(scale > 1e-9 * np.abs(seen.mean(0)), scale, 1.0)
+    generator = np.random.default_rng(seed)
+    shares = moved @ generator.standard_normal((inputs.shape[2], PLANES))
+    cuts = [
+        np.quantile(share, place) for share, place in zip(shares.T, generator.uniform(0.2, 0.8, PLANES), strict=True)
+    ]
+    types[known] = (shares > cuts) @ (1 << np.arange(PLANES))
     return types
 
 

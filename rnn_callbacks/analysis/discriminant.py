@@ -158,7 +158,11 @@ class ValueProbe:
 
 
 def fit_classes(
-    base: Basis, codes: Sequence[NDArray[np.int64]], *, calibrated: Sequence[bool] | None = None
+    base: Basis,
+    codes: Sequence[NDArray[np.int64]],
+    *,
+    calibrated: Sequence[bool] | None = None,
+    guesses: Sequence[float] | None = None,
 ) -> list[ClassProbe]:
     """Linear discriminants of several concepts on the same samples.
 
@@ -169,6 +173,7 @@ def fit_classes(
         base: of the states.
         codes: for each concept the class ``(N,)`` of every sample, every one of 0 ... K - 1 at least once.
         calibrated: for which of them to find the sharpness, which is 1 elsewhere; by default for all.
+        guesses: where to look for it first, as at the step before; it is the same from anywhere.
 
     Raises:
         ValueError: when there is not one class for each sample, or a class has no sample.
@@ -206,9 +211,9 @@ def fit_classes(
             loss = 0.0
             if left is not None:
                 known = count[code[rows]] > 1  # a class of one sample is unknown where that is left out
-                sharpness, loss = _sharpest(
-                    _left_out(left, count, code[rows])[known], probe.log_priors, code[rows][known]
-                )
+                logits = _left_out(left, count, code[rows])[known]
+                guess = 1.0 if guesses is None else guesses[place]
+                sharpness, loss = _sharpest(logits, probe.log_priors, code[rows][known], guess)
                 probe = replace(probe, sharpness=sharpness)
             if len(best) == place:
                 best.append((loss, probe))
@@ -298,7 +303,7 @@ def best_sharpness(logits: NDArray[np.float64], log_priors: NDArray[np.float64],
 
 
 def _sharpest(
-    logits: NDArray[np.float64], log_priors: NDArray[np.float64], code: NDArray[np.int64]
+    logits: NDArray[np.float64], log_priors: NDArray[np.float64], code: NDArray[np.int64], guess: float = 1.0
 ) -> tuple[float, float]:
     """The best sharpness, and the cross-entropy in nats that is left with it."""
     deviation = logits - logits[np.arange(len(code)), code][:, None]
@@ -308,15 +313,19 @@ def _sharpest(
     # Classes along the first axis, single precision: sums over classes are then ten times as fast.
     scaled = np.ascontiguousarray((deviation / size).T, dtype=np.float32)
     priors = log_priors.astype(np.float32)[:, None]
-    low, high = 0.0, SHARPEST * size
-    sharpness = min(size, high) if _slope(scaled, priors, 0.0)[0] < 0 else 0.0
+    low, limit = 0.0, SHARPEST * size
+    high = limit
+    usual = np.exp(log_priors, dtype=np.float64) @ scaled  # the slope at 0 of each sample
+    sharpness = min(max(guess, 0.05) * size, high) if float(usual.mean()) < 0 else 0.0
     for _ in range(25 if sharpness else 0):
         slope, bend = _slope(scaled, priors, sharpness)
         low, high = (low, sharpness) if slope > 0 else (sharpness, high)
         moved = sharpness - slope / max(bend, 1e-12)
-        if not low <= moved <= high:
+        if moved > high and sharpness < high == limit:
+            moved = limit
+        elif not low <= moved <= high:
             moved = float(np.sqrt(max(low, 1e-3 * high) * high))
-        done = abs(moved - sharpness) < 1e-3 * sharpness
+        done = abs(moved - sharpness) < 1e-2 * sharpness  # the next of Newton's steps would be its square
         sharpness = moved
         if done:
             break

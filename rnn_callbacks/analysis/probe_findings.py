@@ -177,7 +177,7 @@ def arrays(finding: Finding) -> dict[str, NDArray[Any]]:
         name: probed.column(name)
         for name in ("score", "accuracy", "macro_f1", "auc", "calibration_error", "v_information", "fitted", "tested")
     }
-    kept |= {"control": probed.control, "shuffled": probed.shuffled, "shuffled_bits": probed.shuffled_bits}
+    kept |= {"control": probed.control, "shuffled": probed.shuffled}
     kept |= {f"headline/{name}": getattr(head, name) for name in (*_READ, "confusion")}
     kept |= {"headline/score_interval": [finding.score.low, finding.score.high]}
     kept |= {"headline/v_information_interval": [finding.bits.low, finding.bits.high]}

@@ -10,7 +10,7 @@ import numpy as np
 
 from .emergence import Emergence
 from .gate_flags import Flag, check_names
-from .probe_findings import Finding
+from .probe_findings import Baseline, Finding
 
 FIRST = 5  # epochs before a missing concept is spoken of: no network has learned anything at once
 PRESENT = 0.05  # share of a concept's entropy that is no trace any more
@@ -53,12 +53,12 @@ class _Rule:
     unit: str = "{:.0%}"
 
 
-def _above_chance(story: ConceptStory, control: float | None) -> float | None:
-    """Share of what is read above chance that a control reads too; None where nothing is read or there is none."""
-    chance, score = story.best.probed.chance, story.best.probed.headline.score
-    if control is None or not np.isfinite(control) or story.best.q_value >= CONFIDENT or score <= chance:
+def _of_bits(story: ConceptStory, control: Baseline | None) -> float | None:
+    """Share of the bits that are read which a control reads too; None where nothing is read or there is no control."""
+    bits = story.best.probed.headline.v_information
+    if control is None or not np.isfinite(control.bits) or story.best.q_value >= CONFIDENT or bits <= 0:
         return None
-    return min((control - chance) / (score - chance), 1.0)
+    return float(np.clip(control.bits / bits, 0.0, 1.0))
 
 
 def _missing(story: ConceptStory) -> float | None:
@@ -85,15 +85,15 @@ RULES: dict[str, _Rule] = {
     ),
     "already_there": _Rule(
         0.9,
-        lambda story: _above_chance(story, None if story.best.untrained is None else story.best.untrained.score),
-        "the untrained network reads {value} of it ({kind} {score:.2f} in {site}): random recurrence hands on what "
-        "comes in, so this is not learned. Judge by the gain in bits over training.",
+        lambda story: _of_bits(story, story.best.untrained),
+        "the untrained network reads {value} of the bits that are read in {site} ({kind} {score:.2f}): random "
+        "recurrence hands on what comes in, so this is not learned.",
     ),
     "in_the_input": _Rule(
         0.9,
-        lambda story: _above_chance(story, None if story.best.input is None else story.best.input.score),
-        "the input of that same step alone tells {value} of it ({kind} {score:.2f} in {site}): memory is not needed "
-        "for it.",
+        lambda story: _of_bits(story, story.best.input),
+        "the input of that same step alone tells {value} of the bits that are read in {site} ({kind} {score:.2f}): "
+        "memory is not needed for it.",
     ),
 }
 WARNED = ("missing",)  # the others are how many networks are

@@ -108,8 +108,7 @@ def read_classes(
     told, likely = logits.argmax(0), (logits + priors).argmax(0)
     log_p = logits * states.dtype.type(probe.sharpness) + priors
     log_p -= log_p.max(0)
-    p = np.exp(log_p)
-    total = p.sum(0)
+    total = np.exp(log_p).sum(0)  # in units of the likeliest class's probability
     gained = (log_p[codes, everyone] - np.log(total)).astype(np.float64) - probe.log_priors[codes]
     bits = _hedged(gained / np.log(2), fitted)
     if probe.sharpness == 0 or not probe.weights.any():
@@ -128,7 +127,7 @@ def read_classes(
         accuracy=float(np.trace(usual) / len(codes)),
         macro_f1=float(f1.mean()),
         auc=area_under_roc(logits[1] - logits[0], codes) if count == 2 and present.all() else NONE,
-        calibration_error=_calibration_error(p / total, codes),
+        calibration_error=_calibration_error(1 / total, log_p.argmax(0) == codes),
         v_information=float(bits.mean()),
         entropy=float(-probe.log_priors[codes].mean() / np.log(2)),
         confusion=confusion,
@@ -147,9 +146,9 @@ def score_classes(probe: ClassProbe, states: NDArray[np.floating[Any]], codes: N
 
 def area_under_roc(score: NDArray[np.floating[Any]], codes: NDArray[np.int64]) -> float:
     """How often a sample of class 1 scores above one of class 0; ties count half (Mann and Whitney 1947)."""
-    ranks = stats.rankdata(score)
-    ones = int(codes.sum())
-    return float((ranks[codes == 1].sum() - ones * (ones + 1) / 2) / (ones * (len(codes) - ones)))
+    ones, zeros = score[codes == 1], np.sort(score[codes == 0])
+    below = np.searchsorted(zeros, ones, "left") + np.searchsorted(zeros, ones, "right")
+    return float(below.sum() / (2 * len(ones) * len(zeros)))
 
 
 def _tally_classes(
@@ -178,11 +177,10 @@ def _hedged(bits: NDArray[np.float64], fitted: int) -> NDArray[np.float64]:
     return np.where(bits == 0, 0.0, hedged)  # instead of rounding errors, which would all have one sign
 
 
-def _calibration_error(p: NDArray[np.floating[Any]], codes: NDArray[np.int64]) -> float:
-    best, confidence = p.argmax(0), p.max(0).astype(np.float64)
+def _calibration_error(confidence: NDArray[np.floating[Any]], right: NDArray[np.bool_]) -> float:
     place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    gap = np.bincount(place, weights=confidence - (best == codes), minlength=BINS)
-    return float(np.abs(gap).sum() / len(codes))
+    gap = np.bincount(place, weights=confidence.astype(np.float64) - right, minlength=BINS)
+    return float(np.abs(gap).sum() / len(right))
 
 
 def read_values(

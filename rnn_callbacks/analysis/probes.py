@@ -52,7 +52,6 @@ class Probed:
     control: NDArray[np.float64]  # (S + 1,), score of the control task; NaN where there is none
     control_headline: float
     shuffled: NDArray[np.float64]  # (R,), scores of the headline's probe with shuffled labels
-    shuffled_bits: NDArray[np.float64]  # (R,), their V-information
 
     @property
     def chance(self) -> float:
@@ -180,24 +179,58 @@ class _Site:
         self.fitted = fitted
         self.states = samples.states[site]
         self.usable = samples.present & np.isfinite(self.states).all(2)
+        self.sharpness = [1.0] * (2 * len(concepts))  # of the targets at the column before
 
     def probed(self) -> list[Probed]:
         """Every concept at every column, and its headline."""
-        count = len(self.concepts)
         columns = [self._read_column(column) for column in range(self.states.shape[1])]
-        found = []
+        controls = np.array([[r.score for r in read[len(self.concepts) :]] for read in columns])
+        heads: dict[int, tuple[Reading, float, NDArray[np.float64]]] = {}
+        for places in self._alike():
+            heads |= self._read_heads(places, columns[-1])
+        return [
+            Probed(
+                self.site, concept, tuple(read[place] for read in columns), head, controls[:, place], control, shuffled
+            )
+            for place, concept in enumerate(self.concepts)
+            for head, control, shuffled in [heads[place]]
+        ]
+
+    def _alike(self) -> list[list[int]]:
+        """Concepts whose headlines are of the same samples, so that they can share a basis."""
+        groups: dict[bytes, list[int]] = {}
         for place, concept in enumerate(self.concepts):
-            control = np.array([read[count + place].score for read in columns])
-            if concept.of_steps:
-                head, of_control, samples, truth = self._read_all_steps(place)
-            else:
-                head, of_control = columns[-1][place], float(control[-1])
-                samples, truth = self._samples(-1), self._target(place, -1)
-            shuffled = _read(samples, _shuffle(truth, samples, self.settings), self.settings) if head.fitted else []
-            scores = np.array([[r.score, r.v_information] for r in shuffled if not r.why_not]).reshape(-1, 2)
-            readings = tuple(read[place] for read in columns)
-            found.append(Probed(self.site, concept, readings, head, control, of_control, scores[:, 0], scores[:, 1]))
-        return found
+            labelled = np.isfinite(self.questions.labels[place])
+            groups.setdefault(labelled.tobytes() if concept.of_steps else b"", []).append(place)
+        return list(groups.values())
+
+    def _read_heads(
+        self, places: Sequence[int], at_end: Sequence[Reading]
+    ) -> dict[int, tuple[Reading, float, NDArray[np.float64]]]:
+        """Headline, its control task's score and its shuffled labels' scores, of concepts that share their samples."""
+        count, classes = len(self.concepts), [len(self.concepts[place].classes) for place in places]
+        of_steps = self.concepts[places[0]].of_steps
+        if of_steps:
+            rows = _thin(self.usable & np.isfinite(self.questions.labels[places[0]]), self.settings.seed)
+            everything = np.ones(len(rows[0]), dtype=bool)
+            samples = _Samples(self.states[rows], everything, self.fitted[rows[0]], rows[0])
+        else:
+            rows, samples = (np.arange(len(self.states)), np.full(len(self.states), -1)), self._samples(-1)
+        truths = [
+            _Target(self.questions.labels[p][rows], k, tallied=True) for p, k in zip(places, classes, strict=True)
+        ]
+        tricks = [
+            _Target(self.questions.controls[p][rows], k, control=True) for p, k in zip(places, classes, strict=True)
+        ]
+        own = [*truths, *tricks] if of_steps else []
+        deals = [target for truth in truths for target in _shuffle(truth, samples, self.settings)]
+        read = _read(samples, [*own, *deals], self.settings, grouped=of_steps)
+        head = read[: len(own)] or [at_end[p] for p in places] + [at_end[count + p] for p in places]
+        shuffled = np.array([r.score for r in read[len(own) :]]).reshape(len(places), -1)
+        return {
+            place: (head[row], head[len(places) + row].score, shuffled[row][np.isfinite(shuffled[row])])
+            for row, place in enumerate(places)
+        }
 
     def _samples(self, column: int) -> _Samples:
         return _Samples(self.states[:, column], self.usable[:, column], self.fitted, np.arange(len(self.states)))
@@ -218,18 +251,7 @@ class _Site:
         key = column, samples.usable.tobytes()
         if key not in self.questions.cases:
             self.questions.cases[key] = [_prepare(place, target, samples) for place, target in enumerate(targets)]
-        return _read(samples, targets, self.settings, cases=self.questions.cases[key])
-
-    def _read_all_steps(self, place: int) -> tuple[Reading, float, _Samples, _Target]:
-        """One probe of all steps together, the score of its control task, and what it was fitted to."""
-        rows = _thin(self.usable, self.settings.seed)
-        usable = np.ones(len(rows[0]), dtype=bool)
-        samples = _Samples(self.states[rows], usable, self.fitted[rows[0]], rows[0])
-        classes = len(self.concepts[place].classes)
-        truth = _Target(self.questions.labels[place][rows], classes, tallied=True)
-        trick = _Target(self.questions.controls[place][rows], classes, control=True)
-        head, control = _read(samples, [truth, trick], self.settings, grouped=True)
-        return head, control.score, samples, truth
+        return _read(samples, targets, self.settings, cases=self.questions.cases[key], sharpness=self.sharpness)
 
 
 @final
@@ -247,13 +269,12 @@ def headline_samples(samples: StateSamples, site: str, concept: Concept, *, seed
     states, reverse = samples.states[site], is_reversed(site)
     labels = concept.at(samples, reverse=reverse)
     usable = samples.present & np.isfinite(states).all(2)
+    usable &= np.isfinite(labels)
     if concept.of_steps:
         sequence, column = _thin(usable, seed)
     else:
         sequence = np.flatnonzero(usable[:, -1])
         column = np.full(len(sequence), states.shape[1] - 1)
-    labelled = np.isfinite(labels[sequence, column])
-    sequence, column = sequence[labelled], column[labelled]
     return HeadlineSamples(states[sequence, column], labels[sequence, column], sequence)
 
 
@@ -283,7 +304,7 @@ def _shuffle(truth: _Target, samples: _Samples, settings: ProbeSettings) -> list
             place = np.arange(len(sequence)) - (np.cumsum(steps) - steps)[sequence]
             turned = (place + generator.integers(0, steps)[sequence]) % steps[sequence]
             labels[side] = labels[side][np.lexsort((turned, generator.permutation(len(steps))[sequence]))]
-        found.append(replace(truth, labels=labels, tallied=False))
+        found.append(replace(truth, labels=labels, control=True, tallied=False))
     return found
 
 
@@ -345,6 +366,7 @@ def _read(
     *,
     grouped: bool = False,
     cases: Sequence[_Case | str] | None = None,
+    sharpness: list[float] | None = None,
 ) -> list[Reading]:
     """Fit and score; targets with the same samples share one basis.
 
@@ -354,6 +376,7 @@ def _read(
         settings: how they are fitted.
         grouped: whether there are several samples of a sequence.
         cases: the targets, if they have been prepared.
+        sharpness: of each target's probe at the column before; brought up to date.
     """
     readings: list[Reading | None] = [None] * len(targets)
     shared: dict[bytes, list[_Case]] = {}
@@ -367,9 +390,16 @@ def _read(
     for alike in shared.values():
         fit = alike[0].fit
         base = basis(samples.states[fit], shrinkage=settings.shrinkage)
-        probes = _fit(base, alike, settings, samples.sequences[fit])
+        guesses = None if sharpness is None else [sharpness[case.place] for case in alike]
+        probes = _fit(base, alike, settings, samples.sequences[fit], guesses)
+        if sharpness is not None:
+            for case, found in zip(alike, probes, strict=True):
+                sharpness[case.place] = found.sharpness
         if grouped:
-            probes = _calibrate(samples, alike, probes, settings)
+            true = [place for place, case in enumerate(alike) if not case.control]
+            again = _calibrate(samples, [alike[p] for p in true], [probes[p] for p in true], settings) if true else []
+            for place, calibrated in zip(true, again, strict=True):
+                probes[place] = calibrated
         held: dict[bytes, Floats] = {}
         for case, fitted in zip(alike, probes, strict=True):
             key = case.test.tobytes()
@@ -396,14 +426,20 @@ def _score(case: _Case, fitted: ClassProbe | ValueProbe, held: Floats, samples: 
 
 
 def _fit(
-    base: Basis, cases: Sequence[_Case], settings: ProbeSettings, groups: NDArray[np.int64]
+    base: Basis,
+    cases: Sequence[_Case],
+    settings: ProbeSettings,
+    groups: NDArray[np.int64],
+    guesses: Sequence[float] | None = None,
 ) -> list[ClassProbe | ValueProbe]:
     """Probes of cases that share their samples, in their order."""
     codes = [case.labels[case.fit].astype(np.int64) for case in cases if case.of_classes]
     values = [case.labels[case.fit] for case in cases if not case.of_classes]
-    classifiers = (
-        fit_classes(base, codes, calibrated=[not case.control for case in cases if case.of_classes]) if codes else []
-    )
+    classifiers = []
+    if codes:
+        wanted = [not case.control for case in cases if case.of_classes]
+        near = None if guesses is None else [g for g, case in zip(guesses, cases, strict=True) if case.of_classes]
+        classifiers = fit_classes(base, codes, calibrated=wanted, guesses=near)
     if settings.engine == "logistic":
         classifiers = [
             fit_logistic(base, code, start=start, groups=groups) for code, start in zip(codes, classifiers, strict=True)

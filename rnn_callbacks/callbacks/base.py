@@ -171,7 +171,13 @@ class EpochCallback(pl.Callback, ABC):
                 peer._find_modules(pl_module)
             modules = {name: module for peer in peers for name, module in peer._modules.items()}
             most = max(peer.max_sequences for peer in peers)
-            self._recorder = Recorder(pl_module, modules=modules, max_sequences=most, gradients=self.hears_gradients)
+            self._recorder = Recorder(
+                pl_module,
+                modules=modules,
+                max_sequences=most,
+                max_megabytes=256.0 if self.takes_batches else 32.0,  # of a batch, or of all that is kept until a look
+                gradients=self.hears_gradients,
+            )
         with self._guard, undisturbed_rng(), on_host():
             self.prepare(trainer, pl_module)
 

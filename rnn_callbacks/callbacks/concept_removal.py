@@ -2,18 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..analysis.erasure import Erasure
+from ..analysis.erasure import Erasure, fit_erasure, random_erasure
+from ..analysis.probe_findings import Finding
+from ..analysis.probes import headline_samples
+from ..analysis.state_samples import StateSamples
 from ..capture import recurrent_modules
 from ..cells import Cell
 from .look import Look, rehearsal
 from .rehearsed_loss import HeardBatch, validation_loss
+from .untrained import Place
+
+RANDOM = 4  # erasures that stand for nothing, to compare with
+
+
+def remove_concepts(
+    look: Look,
+    module: str,
+    cells: Sequence[Cell],
+    samples: StateSamples,
+    found: Mapping[Place, Finding],
+    batches: list[HeardBatch],
+    *,
+    seed: int,
+) -> dict[Place, Finding]:
+    """What the loss does without each concept in the states that leave a module, and without random directions.
+
+    Args:
+        look: whose model.
+        module: name of the recurrent module.
+        cells: all of its cells.
+        samples: its states.
+        found: findings to complete; those of other sites than the top cells' hidden states are left out.
+        batches: to compute the loss on.
+        seed: of the random directions.
+    """
+    removed: dict[Place, Finding] = {}
+    for cell in top_cells(cells):
+        for place, finding in found.items():
+            if place[1] != f"{cell.name}/hidden" or finding.probed.headline.why_not:
+                continue
+            concept = finding.probed.concept
+            chosen = headline_samples(samples, place[1], concept, seed=seed)
+            labels = chosen.labels.astype(np.int64) if len(concept.classes) else chosen.labels
+            own = fit_erasure(chosen.states, labels)
+            others = [random_erasure(chosen.states, own.rank, seed=seed + number) for number in range(RANDOM)]
+            erasures = [(cell, erasure) for erasure in (own, *others)]
+            changes = losses_without(look, module, cells, erasures, batches, at_end=not concept.of_steps)
+            removed[place] = replace(finding, removal=changes[0], removal_random=float(np.mean(changes[1:])))
+    return removed
 
 
 def top_cells(cells: Sequence[Cell]) -> list[Cell]:

@@ -15,8 +15,7 @@ from ..analysis.probe_flags import WARNED, ConceptStory, encoding, find_flags
 from ..figures.probes import draw_probes, draw_units
 from ..report import Report
 from .guard import Guard
-
-Place = tuple[str, str, str]  # module, site, concept
+from .untrained import Place
 
 
 def tag_of(place: Place) -> str:

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, final
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import nn
 
 from ..analysis.concepts import Concept, check_steps, read_concepts, read_labels, split_sequences
 from ..analysis.description_length import description_length
-from ..analysis.erasure import fit_erasure, random_erasure
 from ..analysis.probe_findings import Baseline, Course, Finding, correct, judge
-from ..analysis.probe_flags import RULES, check_thresholds
-from ..analysis.probe_scores import Tally
+from ..analysis.probe_flags import RULES
 from ..analysis.probes import Engine, Probed, ProbeSettings, headline_samples, probe
 from ..analysis.state_samples import StateSampler, StateSamples, is_reversed
 from ..analysis.unit_information import as_classes, unit_information
 from ..cells import Cell, cells
 from ..report import Report
 from ..sinks import Layout
-from ..snapshot import Snapshot
 from ..tape import Tape
 from .base import EpochCallback, Observe
-from .concept_removal import losses_without, top_cells
+from .concept_removal import remove_concepts
 from .concepts import ConceptLabels, read_source, read_sources
-from .guard import check_whole_number
 from .look import Look
-from .probe_report import Place, ProbeReport
+from .probe_report import ProbeReport
+from .probe_settings import TYPES, check_settings
 from .rehearsed_loss import HeardBatch
+from .untrained import Place, UntrainedNetwork, place_of
 
 FIT = 2 / 3  # of the sequences
 CAUSAL_SEQUENCES = 256  # on which the loss is computed where something is taken out
-RANDOM_ERASURES = 4
-TYPES = "control_types"
 
 
 @final
@@ -158,20 +153,14 @@ class ProbeTracker(EpochCallback):
 
     def remember(self, memory: dict[str, Any]) -> None:
         self._courses: dict[Place, Course] = {
-            _place(key): Course(list(kept["epochs"]), [list(row) for row in kept["rows"]])
+            place_of(key): Course(list(kept["epochs"]), [list(row) for row in kept["rows"]])
             for key, kept in memory.get("courses", {}).items()
         }
-        self._untrained: dict[Place, Baseline] = {
-            _place(key): _unpack(kept) for key, kept in memory.get("untrained", {}).items()
-        }
+        self._untrained = UntrainedNetwork(memory.get("untrained", {}))
         self._classes = {name: np.array(known, dtype=np.int64) for name, known in memory.get("classes", {}).items()}
         self._chosen: dict[str, list[int]] = {name: list(steps) for name, steps in memory.get("steps", {}).items()}
         self._labels = ConceptLabels({})
         self._samplers: dict[str, StateSampler] = {}
-        self._before: dict[str, StateSampler] = {}  # what was heard before training
-        self._labels_before: dict[str, dict[int, NDArray[Any]]] = {}  # with it
-        self._rerun: dict[str, StateSampler] = {}  # untrained layers on the inputs of the first look
-        self._first_cells: dict[str, tuple[Cell, ...]] = {}
         self._inputs: dict[str, tuple[bytes, list[Probed]]] = {}
         self._batches: list[HeardBatch] = []
         self._fault: Exception | None = None
@@ -180,7 +169,7 @@ class ProbeTracker(EpochCallback):
     def memory(self) -> dict[str, Any]:
         return {
             "courses": {"|".join(p): {"epochs": c.epochs, "rows": c.rows} for p, c in self._courses.items()},
-            "untrained": {"|".join(place): _pack(baseline) for place, baseline in self._untrained.items()},
+            "untrained": self._untrained.memory(),
             "classes": {name: known.tolist() for name, known in self._classes.items()},
             "steps": dict(self._chosen),
         }
@@ -188,30 +177,7 @@ class ProbeTracker(EpochCallback):
     # ---- before training -------------------------------------------------------------------------------------------
 
     def check(self, modules: dict[str, nn.Module]) -> None:
-        title = type(self).__name__
-        sources = read_sources(self.concepts)
-        if TYPES in sources:
-            raise ValueError(f"concepts: {TYPES!r} is the name of a setting; give the concept another")
-        if self.control_types is not None:
-            read_source(TYPES, self.control_types)
-        _check_required(self.required, sources)
-        _check_steps(self.steps)
-        if self.engine not in ("discriminant", "logistic"):
-            raise ValueError(f"engine must be 'discriminant' or 'logistic', got {self.engine!r}")
-        check_whole_number(title, "shuffles", self.shuffles)
-        for name in ("description_length", "causal"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if type(self.seed) is not int or self.seed < 0:
-            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
-        size = self.max_megabytes
-        if isinstance(size, bool) or not isinstance(size, (int, float)) or not size > 0:
-            raise ValueError(f"max_megabytes must be a number above 0, got {size!r}")
-        if self.flags is not None and not isinstance(self.flags, dict):
-            raise ValueError(f"flags must be a dict of thresholds by name, got {self.flags!r}")
-        check_thresholds(self.flags or {})
-        if self.causal and self.observe != "validation":
-            raise ValueError('causal computes the validation loss and so needs observe="validation"')
+        check_settings(self)
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -221,9 +187,9 @@ class ProbeTracker(EpochCallback):
             sources[TYPES] = read_source(TYPES, self.control_types)
         self._labels = ConceptLabels(sources)
         self._told_by_another = self._find_told(trainer)
-        if trainer.ckpt_path is None:  # these weights are the untrained ones
-            self._first_cells = {name: Snapshot.of(module, 0).cells for name, module in self.watched.items()}
-        elif not self._untrained:
+        if trainer.ckpt_path is None:
+            self._untrained.begin(self.watched)
+        elif not self._untrained.baselines:
             self._guard.say(
                 "no untrained",
                 "ProbeTracker: this run goes on from a checkpoint in which no ProbeTracker has kept what the untrained "
@@ -249,7 +215,7 @@ class ProbeTracker(EpochCallback):
         if number == 0:
             self._fault = None
             self._batches.clear()
-            for sampler in [*self._samplers.values(), *self._rerun.values()]:
+            for sampler in [*self._samplers.values(), *self._untrained.rerun.values()]:
                 sampler.begin()
         self._labels.hear(number, batch)
         heard = max((sampler.count for sampler in self._samplers.values()), default=0)
@@ -259,14 +225,14 @@ class ProbeTracker(EpochCallback):
     def on_taken_batch(self, tapes: dict[str, Tape], *, untrained: bool) -> None:
         if untrained:
             self._batches.clear()  # the loss is computed with trained weights only
-            self._labels_before = self._labels.labels
+            self._untrained.labels = self._labels.labels
         if self._fault is not None:
             return
         try:
             for name, tape in tapes.items():
-                self._sample(self._before if untrained else self._samplers, name, tape)
-                if not untrained and name in self._first_cells:
-                    self._sample(self._rerun, name, tape, self._first_cells[name])
+                self._sample(self._untrained.heard if untrained else self._samplers, name, tape)
+                if not untrained and name in self._untrained.cells:
+                    self._sample(self._untrained.rerun, name, tape, self._untrained.cells[name])
         except Exception as fault:  # said once at the look, not at every batch
             self._fault = fault
 
@@ -303,7 +269,7 @@ class ProbeTracker(EpochCallback):
             if trusted:
                 heard[name] = samples
                 found |= self._probe(look, name, samples)
-        self._first_cells, self._before, self._rerun, self._labels_before = {}, {}, {}, {}
+        self._untrained.forget_states()
         self._samplers, self._batches = {}, []  # nothing large is held while the training goes on
         judged = dict(zip(found, correct(list(found.values())), strict=True))
         read = list(dict.fromkeys(concept for _, _, concept in judged))
@@ -349,11 +315,12 @@ class ProbeTracker(EpochCallback):
         for one in probed:
             place = (name, one.site, one.concept.name)
             source = of_input.get(("input_reverse" if is_reversed(one.site) else "input", one.concept.name))
-            finding = judge(one, self._untrained.get(place), source, seed=self.seed)
+            finding = judge(one, self._untrained.baselines.get(place), source, seed=self.seed)
             found[place] = self._look_closer(finding, samples)
         if self.causal:
             with self._guard:
-                found |= self._remove(look, name, samples, found)
+                cells_of = cells(self.watched[name])
+                found |= remove_concepts(look, name, cells_of, samples, found, self._batches, seed=self.seed)
         return found
 
     def _concepts(self, name: str, samples: StateSamples) -> list[Concept]:
@@ -397,22 +364,19 @@ class ProbeTracker(EpochCallback):
         settings: ProbeSettings,
     ) -> None:
         """Once in a run: the same probes on the network before training."""
-        rerun = self._rerun[name].result() if name in self._rerun else None
-        if rerun is None:
+        labels = self._labels.labels
+        states = self._untrained.states(name, samples, labels)
+        if states is None:
             return
-        before = self._before[name].result() if name in self._before else None
-        same = _same_labels(self._labels_before, self._labels.labels)  # or else the batches were shuffled
-        if before is not None and np.array_equal(before.rows, samples.rows) and same:
-            rerun = before
-        elif before is None or not _same_inputs(before, samples):
+        if not self._untrained.is_whole(name, samples, labels):
             rank_zero_info(
                 f"ProbeTracker compares {name} with its untrained layers on the inputs of this look, since the "
                 "untrained network as a whole was not heard; Trainer(num_sanity_val_steps=-1) lets it be heard."
             )
         none = [np.full(samples.present.shape, -1)] * 2
-        sites = [site for site in rerun.states if not site.startswith("input")]
-        for one in probe(rerun, concepts, fitted, settings, sites=sites, types=none):
-            self._untrained[name, one.site, one.concept.name] = Baseline.of(one)
+        sites = [site for site in states.states if not site.startswith("input")]
+        for one in probe(states, concepts, fitted, settings, sites=sites, types=none):
+            self._untrained.baselines[name, one.site, one.concept.name] = Baseline.of(one)
 
     def _read_input(
         self,
@@ -444,29 +408,6 @@ class ProbeTracker(EpochCallback):
             compression = description_length(chosen.states, codes, seed=self.seed, groups=chosen.sequences).compression
         information = unit_information(chosen.states, codes, seed=self.seed)
         return replace(finding, information=information, compression=compression)
-
-    def _remove(
-        self, look: Look, name: str, samples: StateSamples, found: Mapping[Place, Finding]
-    ) -> dict[Place, Finding]:
-        """What the loss does without each concept in the states that leave the module; or without random directions."""
-        all_cells = cells(self.watched[name])
-        removed: dict[Place, Finding] = {}
-        for cell in top_cells(all_cells):
-            for place, finding in found.items():
-                if place[1] != f"{cell.name}/hidden" or finding.probed.headline.why_not:
-                    continue
-                concept = finding.probed.concept
-                chosen = headline_samples(samples, place[1], concept, seed=self.seed)
-                labels = chosen.labels.astype(np.int64) if len(concept.classes) else chosen.labels
-                own = fit_erasure(chosen.states, labels)
-                rank = own.left.shape[1]
-                others = [random_erasure(chosen.states, rank, seed=self.seed + n) for n in range(RANDOM_ERASURES)]
-                changes = losses_without(
-                    look, name, all_cells, [(cell, erasure) for erasure in (own, *others)], self._batches,
-                    at_end=not concept.of_steps,
-                )  # fmt: skip
-                removed[place] = replace(finding, removal=changes[0], removal_random=float(np.mean(changes[1:])))
-        return removed
 
     def _say_numbers(self, name: str, samples: StateSamples, fitted: NDArray[np.bool_]) -> None:
         if f"numbers {name}" in self._guard.said:
@@ -507,68 +448,3 @@ class ProbeTracker(EpochCallback):
                 "time spent looking, share of training": chart(r"^probes/overhead$"),
             }
         }
-
-
-def _check_required(required: object, sources: Mapping[str, object]) -> None:
-    if required is None:
-        return
-    if not isinstance(required, dict) or any(
-        isinstance(v, bool) or not isinstance(v, (int, float)) or not v <= 1 for v in required.values()
-    ):
-        raise ValueError(f"required must be a dict of scores up to 1 by concept, got {required!r}")
-    unknown = [name for name in required if name not in sources and name.rpartition("_")[0] not in sources]
-    if unknown:
-        raise ValueError(f"required names {', '.join(map(repr, unknown))}; the concepts are {', '.join(sources)}")
-
-
-def _check_steps(steps: object) -> None:
-    listed = steps if isinstance(steps, (list, tuple)) else [steps]
-    fits = bool(listed) and all(type(step) is int for step in listed)
-    if not fits or (type(steps) is int and steps < 1):
-        raise ValueError(f"steps must be a whole number from 1 or a list of time steps, got {steps!r}")
-
-
-def _same_inputs(before: StateSamples, now: StateSamples) -> bool:
-    """Whether the first sequences reached the module before training as they do now: nothing in front of it learns."""
-    count = len(before.rows)
-    return np.array_equal(before.rows, now.rows[:count]) and all(
-        np.array_equal(before.states[site], now.states[site][:count], equal_nan=True)
-        for site in before.states
-        if site.startswith("input")
-    )
-
-
-def _same_labels(before: Mapping[str, Mapping[int, NDArray[Any]]], now: Mapping[str, Mapping[int, Any]]) -> bool:
-    """Whether every concept has the labels now that it had before training."""
-    return all(
-        np.array_equal(labels, now.get(concept, {}).get(number, ()), equal_nan=labels.dtype.kind == "f")
-        for concept, batches in before.items()
-        for number, labels in batches.items()
-    )
-
-
-def _place(key: str) -> Place:
-    module, site, concept = key.rsplit("|", 2)  # a module's name may hold anything
-    return module, site, concept
-
-
-def _pack(baseline: Baseline) -> dict[str, Any]:
-    """Tensors and numbers, as a checkpoint may hold them."""
-    tally = baseline.tally
-    kept = {} if tally is None else {key: torch.from_numpy(getattr(tally, key)) for key in _TALLY}
-    return {
-        "columns": torch.from_numpy(baseline.columns),
-        "score": baseline.score,
-        "bits": baseline.bits,
-        "tally": kept,
-        "of_classes": tally is not None and tally.of_classes,
-    }
-
-
-def _unpack(kept: Mapping[str, Any]) -> Baseline:
-    arrays = {key: value.numpy() for key, value in kept["tally"].items()}
-    tally = Tally(**arrays, of_classes=kept["of_classes"]) if arrays else None
-    return Baseline(kept["columns"].numpy(), kept["score"], kept["bits"], tally)
-
-
-_TALLY = ("right", "all", "bits", "samples")

@@ -111,7 +111,7 @@ def _floor(values: Sequence[Floats]) -> float:
 
 def draw_score(axes: Axes, found: Finding, courses: Mapping[str, Course], best: str) -> None:
     """Score of the best site over epochs, with its interval, against its controls and the other sites."""
-    course, chance = courses[best], found.probed.concept.chance
+    course, chance = courses[best], found.probed.chance
     epochs, score = _epochs(course), course["score"]
     if not np.isfinite(score).any():
         say(axes, reason(found))
@@ -207,7 +207,7 @@ def draw_where(
     if not np.isfinite(scores).any():
         say(axes, reason(findings[best]))
         return
-    chance, count = findings[best].probed.concept.chance, len(steps)
+    chance, count = findings[best].probed.chance, len(steps)
     axes.set_facecolor(MISSING)  # seen where there is no probe
     left = count - 0.2 + 0.05 * count
     right = left + max(1.0, 0.08 * count)

@@ -115,7 +115,7 @@ def _verdict(finding: Finding) -> str:
         return f"no probe of {site}, {where}: {head.why_not}"
     controls = {"untrained": finding.untrained, "input": finding.input}
     known = [f"{name} {number(value.score)}" for name, value in controls.items() if value and np.isfinite(value.score)]
-    chance = [f"chance {number(probed.concept.chance)}"] if len(probed.concept.classes) else []
+    chance = [f"chance {number(probed.chance)}"] if len(probed.concept.classes) else []
     beside = f" ({', '.join(known + chance)})" if known or chance else ""
     score = f"{'' if chance else 'R² '}{number(head.score)}"
     return f"{_judgement(finding)}: {score} from {site}, {where}{beside}"
