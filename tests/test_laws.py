@@ -123,7 +123,7 @@ def test_a_watched_run_ends_bit_identical_to_an_unwatched_one(fit, callback, obs
 
     def run(*callbacks):
         pl.seed_everything(3, verbose=False)
-        return everything_after(fit(*callbacks, Draws(), model=make(), max_epochs=3, **options))
+        return everything_after(fit(*callbacks, Draws(), model=make(), max_epochs=2, **options))
 
     watcher = full(callback, "any", observe, **({"observe": observe} if observe else {}))
     if name in REFUSED.get(callback.__name__, {}):

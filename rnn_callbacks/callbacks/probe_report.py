@@ -73,7 +73,7 @@ class ProbeReport:
         self._say_unread()
         told = [self._tell(name) for name in dict.fromkeys(concept for _, _, concept in self._findings)]
         if told:
-            self._texts["probes/summary"] = _TABLE + "".join(sorted(told, reverse=True))
+            self._texts["probes/summary"] = _TABLE + "".join(row for _, row in sorted(told))
         self._draw()
         return Report(self._scalars, self._arrays, {}, self._texts, self._figures)
 
@@ -113,8 +113,8 @@ class ProbeReport:
                 "samples without a label do not count.",
             )
 
-    def _tell(self, concept: str) -> str:
-        """One concept in the whole model: its scalars, its flags, and a row of the table."""
+    def _tell(self, concept: str) -> tuple[float, str]:
+        """One concept in the whole model: its scalars, its flags, and a row of the table with its place in it."""
         here = {f"{m}.{site}": f for (m, site, c), f in self._findings.items() if c == concept}
         courses = {f"{m}.{site}": course for (m, site, c), course in self._courses.items() if c == concept}
         site = best_site(here)
@@ -138,15 +138,16 @@ class ProbeReport:
                 if flag.name in WARNED or (flag.name == "forgotten" and required is not None):
                     self._guard.say(f"{where} {flag.name}", f"{concept}, flag {flag.name}: {flag.meaning}")
         if head.why_not:
-            return f"| {concept} | | {head.why_not} | | | | |\n"
+            return np.inf, f"| {concept} | | {head.why_not} | | | | |\n"
         kind = "" if len(best.probed.concept.classes) else "R² "
         untrained = "?" if best.untrained is None else f"{best.untrained.score:.2f}"
         source = "?" if best.input is None else f"{best.input.score:.2f}"
         since = "not yet" if came.epoch < 0 else f"epoch {came.epoch:.1f}"
-        return (
+        row = (
             f"| {concept} | {site} | {kind}{head.score:.2f} | {untrained} | {source} | "
             f"{head.v_information:.2f} ({best.share:.0%}) | {_WORDS[encoding(best)]}; {since} |\n"
         )
+        return (came.epoch if came.epoch >= 0 else 1e9), row  # in the order in which they emerged
 
     def _draw(self) -> None:
         title = f"epoch {self._epoch}"

@@ -34,6 +34,7 @@ from .rehearsed_loss import HeardBatch
 from .untrained import Place, UntrainedNetwork, place_of
 
 FIT = 2 / 3  # of the sequences
+PER_UNIT = 10  # sequences for each unit, below which probes read less than there is
 CAUSAL_SEQUENCES = 256  # on which the loss is computed where something is taken out
 
 
@@ -419,6 +420,9 @@ class ProbeTracker(EpochCallback):
             if sampler.full and count < self.max_sequences
             else ""
         )
+        units = max(states.shape[2] for site, states in samples.states.items() if not site.startswith("input"))
+        if fitted.sum() < PER_UNIT * units:
+            few += f"; few for {units} units, so mind the intervals"
         rank_zero_info(
             f"ProbeTracker fits probes of {name} to {fitted.sum()} sequences and holds {count - fitted.sum()} out{few}."
         )

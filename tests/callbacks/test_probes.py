@@ -224,7 +224,9 @@ def test_steps_can_be_chosen(fit):
 def test_no_more_sequences_are_probed_than_asked_for(fit, told):
     fit(tracker(max_sequences=30), validate=loader(64, 16, seed=1), train=loader(), num_sanity_val_steps=0)
     assert [report.scalars["probes/sequences"] for report in reports(fit)] == [30, 30]
-    assert told[0] == "ProbeTracker fits probes of encoder.rnn to 20 sequences and holds 10 out."
+    said, _, hint = told[0].partition("; ")
+    assert said == "ProbeTracker fits probes of encoder.rnn to 20 sequences and holds 10 out"
+    assert hint == "few for 5 units, so mind the intervals."
     assert reports(fit)[-1].arrays[f"{SITE}/tested"].tolist() == [10] * 4
 
 
