@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .state_samples import StateSamples
 
+IGNORED = -100  # torch's own number for a target that does not count
 MOST_CLASSES = 64  # more distinct whole numbers are no classes that so few sequences could tell apart
 
 
@@ -47,8 +48,8 @@ def read_concepts(
 ) -> list[Concept]:
     """Labels as they came with the batches, put in order for the sequences that were heard.
 
-    Whole numbers and booleans are classes, and -1 says that there is no label; other numbers are a quantity, and NaN
-    says that there is none. Floating-point labels that are all 0 or 1 are taken as two classes.
+    Arrays of integers or booleans are classes, and -1 or -100 says that there is no label; arrays of floating-point
+    numbers are a quantity, and NaN says that there is none, unless all are 0 or 1, which are taken as two classes.
 
     Args:
         name: of the concept.
@@ -111,7 +112,7 @@ def read_labels(name: str, batches: Mapping[int, NDArray[Any]], rows: NDArray[np
             )
         whole = array.dtype.kind in "iu"
         values = array.astype(np.float64)
-        values = np.where((values == -1) if whole else ~np.isfinite(values), np.nan, values)
+        values = np.where(np.isin(values, (-1, IGNORED)) if whole else ~np.isfinite(values), np.nan, values)
         labels[of_batch, : array.shape[1] if array.ndim == 2 else 1] = values[rows[of_batch, 1]].reshape(
             of_batch.sum(), -1
         )

@@ -17,11 +17,12 @@ NEVER = -1.0
 @final
 @dataclass(frozen=True, eq=False)
 class Emergence:
-    """The course of one concept at one site in three numbers."""
+    """The course of one concept at one site in a few numbers."""
 
     epoch: (
         float  # at which half of the final gain was passed, between looks by a straight line; -1 if nothing was gained
     )
+    looks: tuple[float, float]  # epochs of the looks before and after that, which is all that is known; both -1 if none
     gain: float  # bits of V-information over the untrained network's (or none, where that is unknown), at the last look
     peak: float  # most bits ever read, before training or at a look whose interval lies above the last one's
     last: float  # bits at the last look
@@ -47,13 +48,15 @@ def emergence(course: Course) -> Emergence:
     untrained = float(np.nan_to_num(course["untrained_bits"])[-1])
     start = max(untrained, 0.0)
     gain = bits[-1] - start
-    epoch = NEVER
+    epoch, between = NEVER, (NEVER, NEVER)
     if course["bits_low"][-1] > start and gain > 0:
-        epoch = _crossing(np.array(course.epochs, dtype=np.float64), bits - start, HALF * gain)
+        epochs = np.array(course.epochs, dtype=np.float64)
+        epoch = _crossing(epochs, bits - start, HALF * gain)
+        between = float(epochs[epochs <= epoch].max()), float(epochs[epochs >= epoch].min())
     lows, highs = course["bits_low"], course["bits_high"]
     above = [bits[look] for look in range(len(bits)) if lows[look] > highs[-1]]
     peak = max(bits[-1], *above, untrained if untrained > highs[-1] else bits[-1])
-    return Emergence(epoch, float(gain), float(peak), float(bits[-1]))
+    return Emergence(epoch, between, float(gain), float(peak), float(bits[-1]))
 
 
 def _crossing(epochs: NDArray[np.float64], gains: NDArray[np.float64], level: float) -> float:

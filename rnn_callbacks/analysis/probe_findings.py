@@ -39,12 +39,13 @@ class Baseline:
     score: float  # of the headline
     bits: float  # its V-information
     tally: Tally | None
+    whole: bool = True  # False: only the layers are untrained, and what lies in front of them has learned
 
     @classmethod
-    def of(cls, probed: Probed) -> Baseline:
+    def of(cls, probed: Probed, *, whole: bool = True) -> Baseline:
         """What was read there."""
         head = probed.headline
-        return cls(probed.column("score"), head.score, head.v_information, head.tally)
+        return cls(probed.column("score"), head.score, head.v_information, head.tally, whole)
 
 
 @final
@@ -171,7 +172,7 @@ def best_site(findings: Mapping[str, Finding]) -> str:
 
 
 def arrays(finding: Finding) -> dict[str, NDArray[Any]]:
-    """What is kept of a finding; 0 where a number does not exist."""
+    """What is kept of a finding: only what exists, and 0 at columns where it does not."""
     probed, head = finding.probed, finding.probed.headline
     kept: dict[str, Any] = {
         name: probed.column(name)
@@ -188,7 +189,11 @@ def arrays(finding: Finding) -> dict[str, NDArray[Any]]:
         kept |= {"input/score": finding.input.columns, "input/v_information": finding.input.bits}
     if finding.information is not None:
         kept |= {"units/bits": finding.information.bits, "units/noise": finding.information.noise}
-    return {name: _finite(np.asarray(value)) for name, value in kept.items()}
+    if len(probed.concept.classes):
+        kept["classes"] = probed.concept.classes  # the rows and columns of the confusion matrix
+    found = {name: np.asarray(value) for name, value in kept.items()}
+    there = {name: v for name, v in found.items() if v.dtype.kind != "f" or not v.size or np.isfinite(v).any()}
+    return {name: _finite(value) for name, value in there.items()}
 
 
 _READ = (

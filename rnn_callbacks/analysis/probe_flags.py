@@ -49,7 +49,7 @@ def encoding(finding: Finding) -> Encoding:
 class _Rule:
     threshold: float
     measure: Callable[[ConceptStory], float | None]  # None where the rule does not apply
-    meaning: str  # of {value}, {site}, {score}, {kind}, {asked}
+    meaning: str  # of {value}, {site}, {score}, {bits}, {untrained}, {source}, {kind}, {asked}, {caveat}
     unit: str = "{:.0%}"
 
 
@@ -59,6 +59,16 @@ def _of_bits(story: ConceptStory, control: Baseline | None) -> float | None:
     if control is None or not np.isfinite(control.bits) or story.best.q_value >= CONFIDENT or bits <= 0:
         return None
     return float(np.clip(control.bits / bits, 0.0, 1.0))
+
+
+def _bits(control: Baseline | None) -> str:
+    return "?" if control is None else f"{control.bits:.2f}"
+
+
+_NOT_WHOLE = (
+    " (Untrained are only the recurrent layers; something in front of them may have learned before they were heard. "
+    "Trainer(num_sanity_val_steps=-1) settles it.)"
+)
 
 
 def _missing(story: ConceptStory) -> float | None:
@@ -86,14 +96,14 @@ RULES: dict[str, _Rule] = {
     "already_there": _Rule(
         0.9,
         lambda story: _of_bits(story, story.best.untrained),
-        "the untrained network reads {value} of the bits that are read in {site} ({kind} {score:.2f}): random "
-        "recurrence hands on what comes in, so this is not learned.",
+        "the untrained network gives {untrained} bits of it, where this one gives {bits:.2f} in {site} ({kind} "
+        "{score:.2f}): random recurrence hands on what comes in, so this is not learned.{caveat}",
     ),
     "in_the_input": _Rule(
         0.9,
         lambda story: _of_bits(story, story.best.input),
-        "the input of that same step alone tells {value} of the bits that are read in {site} ({kind} {score:.2f}): "
-        "memory is not needed for it.",
+        "the input of that same step alone gives {source} bits of it, where the state gives {bits:.2f} in {site} "
+        "({kind} {score:.2f}): memory is not needed for it.",
     ),
 }
 WARNED = ("missing",)  # the others are how many networks are
@@ -127,6 +137,10 @@ def find_flags(story: ConceptStory, thresholds: Mapping[str, float | None] | Non
             value=rule.unit.format(value),
             site=story.site,
             score=story.best.probed.headline.score,
+            bits=story.best.probed.headline.v_information,
+            untrained=_bits(story.best.untrained),
+            source=_bits(story.best.input),
+            caveat="" if story.best.untrained is None or story.best.untrained.whole else _NOT_WHOLE,
             kind="balanced accuracy" if len(story.best.probed.concept.classes) else "R²",
             asked=story.required or 0.0,
         )

@@ -54,6 +54,10 @@ def read_source(setting: str, given: object) -> Source:
     return _Part(given)
 
 
+class NoLabelsError(ValueError):
+    """A batch has no such labels; the message is meant for the user."""
+
+
 @final
 class _Part:
     """A part of the batch, by key, attribute or place."""
@@ -68,13 +72,13 @@ class _Part:
             return batch[self.key]
         except (KeyError, IndexError, TypeError) as error:
             has = f"keys {', '.join(map(str, batch))}" if isinstance(batch, dict) else type(batch).__name__
-            raise ValueError(f"the batch has no {self.key!r}; it is or has: {has}") from error
+            raise NoLabelsError(f"the batch has no {self.key!r}; it is or has: {has}") from error
 
 
 def _target(batch: Any) -> Any:
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor):
         return batch[1]
-    raise ValueError(
+    raise NoLabelsError(
         "there are no concepts to probe: batches are no (input, target) pairs; write "
         'concepts={"name": function of the batch, import path, key or index}'
     )

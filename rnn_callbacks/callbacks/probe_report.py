@@ -138,14 +138,21 @@ class ProbeReport:
                 if flag.name in WARNED or (flag.name == "forgotten" and required is not None):
                     self._guard.say(f"{where} {flag.name}", f"{concept}, flag {flag.name}: {flag.meaning}")
         if head.why_not:
-            return np.inf, f"| {concept} | | {head.why_not} | | | | |\n"
-        kind = "" if len(best.probed.concept.classes) else "R² "
+            return np.inf, f"| {concept} | | {head.why_not} | | | | | | |\n"
+        of_classes = len(best.probed.concept.classes) > 0
+        score = f"{head.score:.2f}" if of_classes else f"R² {head.score:.2f}"
+        chance = f"{best.probed.chance:.2f}" if of_classes else "0"
         untrained = "?" if best.untrained is None else f"{best.untrained.score:.2f}"
+        untrained += "" if best.untrained is None or best.untrained.whole else "*"
         source = "?" if best.input is None else f"{best.input.score:.2f}"
-        since = "not yet" if came.epoch < 0 else f"epoch {came.epoch:.1f}"
+        bits = f"{max(head.v_information, 0.0):.2f}" + (f" of {head.entropy:.2f}" if of_classes else "")
+        before, after = came.looks
+        since = (
+            "-" if came.epoch < 0 else f"{after:.0f}" if before == after else f"between {before:.0f} and {after:.0f}"
+        )
         row = (
-            f"| {concept} | {site} | {kind}{head.score:.2f} | {untrained} | {source} | "
-            f"{head.v_information:.2f} ({best.share:.0%}) | {_WORDS[encoding(best)]}; {since} |\n"
+            f"| {concept} | {site} | {score} | {chance} | {untrained} | {source} | {bits} | "
+            f"{_WORDS[encoding(best)]} | {since} |\n"
         )
         return (came.epoch if came.epoch >= 0 else 1e9), row  # in the order in which they emerged
 
@@ -164,11 +171,12 @@ class ProbeReport:
 
 
 _WORDS = {
-    "linear": "read by a line",
-    "nonlinear": "single units tell it, no line does",
-    "absent": "not found",
+    "linear": "linear probe",
+    "nonlinear": "single units only",
+    "absent": "neither",
 }
 _TABLE = (
-    "| concept | read best in | score | untrained | input | bits (share of all) | how, and half of its gain since |\n"
-    "|---|---|---|---|---|---|---|\n"
+    "Score: balanced accuracy, or R². *: only the layers were untrained, behind an encoder that may have learned.\n\n"
+    "| concept | read best in | score | chance | untrained | input | bits | found by | half of its gain by epoch |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
 )

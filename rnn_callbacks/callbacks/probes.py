@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import nn
 
-from ..analysis.concepts import Concept, check_steps, read_concepts, read_labels, split_sequences
+from ..analysis.concepts import IGNORED, Concept, check_steps, read_concepts, read_labels, split_sequences
 from ..analysis.description_length import description_length
 from ..analysis.probe_findings import Baseline, Course, Finding, correct, judge
 from ..analysis.probe_flags import RULES
@@ -26,7 +26,7 @@ from ..sinks import Layout
 from ..tape import Tape
 from .base import EpochCallback, Observe
 from .concept_removal import remove_concepts
-from .concepts import ConceptLabels, read_source, read_sources
+from .concepts import ConceptLabels, NoLabelsError, read_source, read_sources
 from .look import Look
 from .probe_report import ProbeReport
 from .probe_settings import TYPES, check_settings
@@ -254,7 +254,9 @@ class ProbeTracker(EpochCallback):
             raise RuntimeError("taking samples of the states failed") from self._fault
         for name, fault in self._labels.faults.items():
             with self._guard:
-                raise ValueError(f"labels of {name} could not be read from a batch") from fault
+                told = isinstance(fault, NoLabelsError)  # says all there is to say
+                cause = None if told else fault
+                raise ValueError(f"labels of {name} could not be read from a batch: {fault}") from cause
         found: dict[Place, Finding] = {}
         heard: dict[str, StateSamples] = {}
         scalars: dict[str, float] = {}
@@ -336,6 +338,12 @@ class ProbeTracker(EpochCallback):
             except ValueError as error:
                 self._guard.say(f"concept {name} {source}", f"ProbeTracker: in {name}, {error}.")
                 continue
+            if any(_doubtful(array) for array in labels.values()):
+                self._guard.say(
+                    f"negative {source}",
+                    f"ProbeTracker: {source} has whole-number labels of -1 beside other negative ones; -1 is taken to "
+                    "say that there is no label. If it is a value, give floating-point numbers, or classes from 0 on.",
+                )
             self._classes |= {concept.name: concept.classes for concept in concepts}
             found += concepts
         return found
@@ -369,15 +377,17 @@ class ProbeTracker(EpochCallback):
         states = self._untrained.states(name, samples, labels)
         if states is None:
             return
-        if not self._untrained.is_whole(name, samples, labels):
+        whole = self._untrained.is_whole(name, samples, labels)
+        if not whole:
             rank_zero_info(
-                f"ProbeTracker compares {name} with its untrained layers on the inputs of this look, since the "
-                "untrained network as a whole was not heard; Trainer(num_sanity_val_steps=-1) lets it be heard."
+                f"ProbeTracker: untrained, for {name}, are its untrained layers on the inputs of this look. "
+                "If something in front of them learns (an embedding, an encoder), that has learned by now, and these "
+                "scores may be too high or too low; Trainer(num_sanity_val_steps=-1) makes them the whole network's."
             )
         none = [np.full(samples.present.shape, -1)] * 2
         sites = [site for site in states.states if not site.startswith("input")]
         for one in probe(states, concepts, fitted, settings, sites=sites, types=none):
-            self._untrained.baselines[name, one.site, one.concept.name] = Baseline.of(one)
+            self._untrained.baselines[name, one.site, one.concept.name] = Baseline.of(one, whole=whole)
 
     def _read_input(
         self,
@@ -427,6 +437,12 @@ class ProbeTracker(EpochCallback):
             f"ProbeTracker fits probes of {name} to {fitted.sum()} sequences and holds {count - fitted.sum()} out{few}."
         )
         last = int(samples.steps.max())
+        if last >= sampler.longest:
+            self._guard.say(
+                f"steps {name}",
+                f"ProbeTracker: no sequence of {name} that was heard reaches step {last} (they have up to "
+                f"{sampler.longest}, counted from 0); nothing is probed there.",
+            )
         if isinstance(self.steps, int) and sampler.longest > 1.25 * (last + 1):
             self._guard.say(
                 f"steps {name}",
@@ -452,3 +468,8 @@ class ProbeTracker(EpochCallback):
                 "time spent looking, share of training": chart(r"^probes/overhead$"),
             }
         }
+
+
+def _doubtful(labels: NDArray[Any]) -> bool:
+    """Whether -1 may have been meant as a value."""
+    return labels.dtype.kind == "i" and bool((labels == -1).any() and ((labels < -1) & (labels != IGNORED)).any())

@@ -110,10 +110,11 @@ def _pack(baseline: Baseline) -> dict[str, Any]:
         "bits": baseline.bits,
         "tally": {} if tally is None else {key: torch.from_numpy(getattr(tally, key)) for key in _TALLY},
         "of_classes": tally is not None and tally.of_classes,
+        "whole": baseline.whole,
     }
 
 
 def _unpack(kept: Mapping[str, Any]) -> Baseline:
     arrays = {key: value.numpy() for key, value in kept["tally"].items()}
     tally = Tally(**arrays, of_classes=kept["of_classes"]) if arrays else None
-    return Baseline(kept["columns"].numpy(), kept["score"], kept["bits"], tally)
+    return Baseline(kept["columns"].numpy(), kept["score"], kept["bits"], tally, kept["whole"])

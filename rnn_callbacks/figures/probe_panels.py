@@ -15,7 +15,7 @@ from .style import say
 
 BLUE, RED, PINK = "#0072B2", "#D55E00", "#CC79A7"
 MISSING = "0.88"  # colour of a cell without a probe
-SITE_COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31")
+SITE_COLOURS = ("#E69F00", "#009E73", "#56B4E9", "#8C6D31", "#999933", "#6A3D9A")
 MOST_NAMED = 5  # sites with a colour and a name of their own beside the best one
 MOST_WRITTEN = 6  # classes, up to which a confusion matrix has its numbers written into it
 DOTTED = 16  # looks up to which each is a dot
@@ -184,11 +184,11 @@ def draw_bits(axes: Axes, found: Finding, courses: Mapping[str, Course], best: s
         axes.axhline(entropy, color="0.5", lw=1, ls=(0, (6, 3)))
         names.append((entropy, f"all: {entropy:.2f} bits", "0.5"))
         highest = entropy
-    axes.set(ylim=(-0.1 * highest, 1.12 * highest), ylabel="V-information (bits)")
+    axes.set(ylim=(-0.1 * highest, 1.12 * highest), ylabel="bits read (V-information)")
     _set_epochs(axes, epochs)
     _name_ends(axes, names)
     unnamed = len(courses) - 1 - len(colours)
-    axes.set_title(f"how much is read, by site{f' ({unnamed} more in grey)' if unnamed else ''}")
+    axes.set_title(f"how much is read, by layer{f' ({unnamed} more in grey)' if unnamed else ''}")
 
 
 def _site_colours(bits: Mapping[str, float], best: str) -> dict[str, str]:

@@ -29,6 +29,7 @@ WIDTH, HEIGHT = 8.8, 6.6  # inches
 MOST_SITES = 4  # in one picture of units; of more sites the first ones are shown
 MOST_UNITS = 24  # whose numbers are written below them
 LOW = 0.2  # share of a concept below which no unit stands for it
+LEAST = 0.02  # share that a unit must tell to be marked
 SIGNIFICANT = 0.05  # of the false discovery rate, where that is known, else of the p-value
 
 
@@ -101,7 +102,9 @@ def _head(figure: Figure, name: str, title: str, words: str) -> None:
     height = figure.get_figheight()
     heading = f"{cut(name, max(20, 86 - len(title)))}: {title}" if title else cut(name, 86)
     figure.suptitle(heading, x=0.01, y=1 - 0.1 / height, ha="left", va="top", fontsize=11, fontweight="bold")
-    figure.text(0.01, 1 - 0.36 / height, words, ha="left", va="top", color="0.25")
+    figure.text(
+        0.01, 1 - 0.36 / height, words, ha="left", va="top", color="0.25", fontsize=10 if len(words) < 100 else 8
+    )
 
 
 def _verdict(finding: Finding) -> str:
@@ -114,7 +117,11 @@ def _verdict(finding: Finding) -> str:
     if head.why_not:
         return f"no probe of {site}, {where}: {head.why_not}"
     controls = {"untrained": finding.untrained, "input": finding.input}
-    known = [f"{name} {number(value.score)}" for name, value in controls.items() if value and np.isfinite(value.score)]
+    known = [
+        f"{name}{'' if value.whole else '*'} {number(value.score)}"
+        for name, value in controls.items()
+        if value and np.isfinite(value.score)
+    ]
     chance = [f"chance {number(probed.chance)}"] if len(probed.concept.classes) else []
     beside = f" ({', '.join(known + chance)})" if known or chance else ""
     score = f"{'' if chance else 'R² '}{number(head.score)}"
@@ -130,7 +137,7 @@ def _judgement(finding: Finding) -> str:
         return "readable"
     if over_untrained <= 0:
         return "readable, but no better than untrained"
-    return "readable, but no better than the input" if finding.over_input <= 0 else "learned"
+    return "readable, but no better than the input" if finding.over_input <= 0 else "better than untrained"
 
 
 def draw_units(module: str, findings: Mapping[tuple[str, str], Finding], *, title: str = "") -> Figure:
@@ -171,10 +178,11 @@ def _draw_share(axes: Axes, site: str, told: Mapping[str, Floats], *, bar: bool)
     few = len(order) <= MOST_UNITS
     axes.set_xticks(range(len(order)) if few else [], [str(unit) for unit in order] if few else [], fontsize=8)
     axes.tick_params(length=2)
-    axes.set_xlabel("unit, by the concept that it tells most of")
+    axes.set_xlabel("units, grouped by the concept that they tell most")
     for row, unit in enumerate(share.argmax(1)):
         ring = "black" if share[row, unit] > 0.6 else "white"
-        axes.plot(np.flatnonzero(order == unit), row, "o", mfc="none", mec=ring, ms=5, mew=1.2, clip_on=False)
+        if share[row, unit] >= LEAST:
+            axes.plot(np.flatnonzero(order == unit), row, "o", mfc="none", mec=ring, ms=5, mew=1.2, clip_on=False)
         words = f"unit {unit}: {number(share[row, unit])}"
         axes.text(1.01, row, words, fontsize=9, va="center", transform=axes.get_yaxis_transform())
     if bar:

@@ -29,7 +29,9 @@ def test_sigmoid_emerges_half_way_from_the_untrained_networks_bits_to_the_last(h
 
 
 def test_epoch_lies_on_the_straight_line_between_two_looks():
-    assert emergence(course([0, 10, 30], [0.0, 0.2, 1.0])).epoch == pytest.approx(10 + 20 * 3 / 8)
+    found = emergence(course([0, 10, 30], [0.0, 0.2, 1.0]))
+    assert found.epoch == pytest.approx(10 + 20 * 3 / 8)
+    assert found.looks == (10, 30)
 
 
 def test_epoch_is_where_half_is_passed_for_good():
@@ -37,7 +39,9 @@ def test_epoch_is_where_half_is_passed_for_good():
 
 
 def test_concept_that_is_there_at_the_first_look_emerged_then():
-    assert emergence(course([4, 5], [0.9, 1.0])).epoch == 4
+    found = emergence(course([4, 5], [0.9, 1.0]))
+    assert found.epoch == 4
+    assert found.looks == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,9 @@ def test_concept_that_is_there_at_the_first_look_emerged_then():
     [([0.0, 0.0], np.nan), ([0.0, 0.04], 0.0), ([0.0, 0.5], 0.47), ([0.0, 0.5], 0.9), ([0.2, -0.5], -0.9)],
 )
 def test_what_moves_within_its_interval_has_not_emerged(bits, untrained):
-    assert emergence(course([0, 1], bits, untrained=untrained)).epoch == NEVER
+    found = emergence(course([0, 1], bits, untrained=untrained))
+    assert found.epoch == NEVER
+    assert found.looks == (NEVER, NEVER)
 
 
 def test_share_of_the_peak_is_lost():

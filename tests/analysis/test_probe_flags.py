@@ -13,7 +13,7 @@ from .known_labels import read
 
 SEQUENCES, UNITS = 301, 5
 LABELS = np.random.default_rng(0).integers(0, 2, SEQUENCES)
-STEADY = Emergence(epoch=3.0, gain=0.5, peak=0.6, last=0.6)
+STEADY = Emergence(epoch=3.0, looks=(2.0, 4.0), gain=0.5, peak=0.6, last=0.6)
 
 
 def probed_at(strength, *, seed=1, labels=LABELS):
@@ -146,3 +146,11 @@ def test_line_units_and_neither_are_told_apart():
 def test_perfectly_read_label_is_linear():
     labels = np.arange(300) % 2
     assert encoded(100.0 * labels[:, None] * np.ones(3), labels) == "linear"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_untrained_layers_behind_a_trained_encoder_are_said_to_be_so(whole):
+    one = story(untrained=replace(baseline(0.99), whole=whole))
+    meaning = flag(one, "already_there").meaning
+    assert f"gives 0.99 bits of it, where this one gives {one.best.probed.headline.v_information:.2f}" in meaning
+    assert ("num_sanity_val_steps=-1" in meaning) is not whole

@@ -130,11 +130,14 @@ def data_of(batches):
 
 
 def assert_read_alike(report, site, expected, rounding=1e-4):
-    """Rounding: states differ by 1e-7, logits by some more where a covariance is ill conditioned."""
+    """Rounding: states differ by 1e-7, logits by some more where a covariance is ill conditioned.
+
+    One of the 32 held-out sequences may lie so near a boundary that it is told otherwise.
+    """
     where = f"probes/encoder.rnn.{site}/target"
-    for quantity in ("score", "v_information", "tested"):
+    for quantity, allowed in (("score", 1.5 / 32), ("v_information", rounding), ("tested", 0)):
         known = np.nan_to_num(expected.column(quantity))
-        assert report.arrays[f"{where}/{quantity}"] == pytest.approx(known, abs=rounding), quantity
+        assert report.arrays[f"{where}/{quantity}"] == pytest.approx(known, abs=allowed), quantity
     assert report.scalars[f"{where}/v_information"] == pytest.approx(expected.headline.v_information, abs=rounding)
 
 
@@ -167,7 +170,7 @@ def test_the_states_that_are_probed_are_the_models_at_that_moment(fit, make, pac
     }
     for site, one in expected.items():
         assert_read_alike(report, site, one)
-    assert max(np.ptp(one.column("score")) for one in expected.values()) > 0.1  # there is something to be wrong about
+    assert max(np.ptp(one.column("score")) for one in expected.values()) > 0.05  # there is something to be wrong about
 
 
 def test_a_users_own_loop_over_a_cell_is_probed(fit):
@@ -301,7 +304,8 @@ def test_without_a_whole_sanity_check_untrained_layers_read_the_present_inputs(f
     before, after, report = untrained_and_trained(fit, num_sanity_val_steps=checked)
     x, y = data_of(many())
     assert_untrained(report, before.encoder.rnn, after.front(x).detach(), y)
-    assert "compares encoder.rnn with its untrained layers on the inputs of this look" in told[1]
+    assert "untrained, for encoder.rnn, are its untrained layers on the inputs of this look" in told[1]
+    assert "*" in report.texts["probes/summary"].splitlines()[-1]
     assert len(told) == 2
 
 
@@ -900,3 +904,37 @@ MISUSE = {
 def test_wrong_settings_are_refused_before_training(fit, settings, message):
     with pytest.raises(MisconfigurationException, match=re.escape(message)):
         fit(tracker(**settings))
+
+
+# ---- what is easily meant otherwise ----------------------------------------------------------------------------------
+
+
+def scores_around_zero(batch):
+    return torch.arange(len(batch[0])) % 5 - 2
+
+
+def test_minus_one_among_negative_labels_is_spoken_of(fit):
+    with pytest.warns(RecurrentHealthWarning, match="score has whole-number labels of -1 beside other negative ones"):
+        fit(tracker(concepts={"score": scores_around_zero}), validate=many(), max_epochs=1)
+    assert reports(fit)[-1].arrays["probes/encoder.rnn.l0/hidden/score/classes"].tolist() == [-2, 0, 1, 2]
+
+
+def ignored_as_torch_does(batch):
+    return torch.where(torch.arange(len(batch[0])) % 3 == 0, -100, batch[1])
+
+
+def test_torchs_own_number_for_no_label_is_none(fit):
+    fit(tracker(concepts={"label": ignored_as_torch_does}), validate=many(), max_epochs=1)
+    assert reports(fit)[-1].arrays["probes/encoder.rnn.l0/hidden/label/classes"].tolist() == [0, 1]
+
+
+def test_steps_that_no_sequence_reaches_are_spoken_of(fit):
+    with pytest.warns(RecurrentHealthWarning, match=f"reaches step 100 .they have up to {STEPS}, counted from 0"):
+        fit(tracker(steps=[0, 100]), max_epochs=1)
+
+
+def test_untrained_layers_behind_a_trained_encoder_are_marked_in_a_checkpoint_too(fit):
+    watcher = tracker()
+    fit(watcher, model=Embeds(), validate=many(), max_epochs=1, num_sanity_val_steps=0)
+    kept = watcher.memory()["untrained"].values()
+    assert [baseline["whole"] for baseline in kept] == [False] * len(kept)

@@ -212,7 +212,7 @@ def test_more_sites_than_colours_are_grey_and_counted_and_those_with_most_bits_a
     axes = panels(figure)[1]
     named = [text for text in words(axes) if "/" in text]
     assert sorted(named) == sorted([site_name(site) for site in names[-MOST_NAMED:]] + ["l0/hidden"])
-    assert axes.get_title(loc="left") == f"how much is read, by site ({len(names) - 1 - MOST_NAMED} more in grey)"
+    assert axes.get_title(loc="left") == f"how much is read, by layer ({len(names) - 1 - MOST_NAMED} more in grey)"
     assert len(lines(axes, "0.8")) == len(names) - 1 - MOST_NAMED
     ticks = [text.get_text() for text in panels(figure)[2].get_yticklabels()]
     assert [tick[:2] for tick in ticks] == ["l0"] * 4 + ["l1"] * 4 + ["l2"] * 4
@@ -331,25 +331,25 @@ def test_heading_says_what_was_found_where_and_against_what():
     assert figure.get_suptitle() == "digit: rnn, epoch 7"
     best = found["l1/hidden"]
     assert figure.texts[1].get_text() == (
-        f"learned: {best.probed.headline.score:.2f} from l1/hidden, at the end of the sequence "
+        f"better than untrained: {best.probed.headline.score:.2f} from l1/hidden, at the end of the sequence "
         f"(untrained {best.untrained.score:.2f}, input {best.input.score:.2f}, chance 0.33)"
     )
     assert drawn(found, courses).get_suptitle() == "digit"
     assert "l1/hidden, all steps together" in drawn(*stack(3, True)).texts[1].get_text()
-    assert drawn(*stack(0)).texts[1].get_text().startswith("learned: R² 0.")
+    assert drawn(*stack(0)).texts[1].get_text().startswith("better than untrained: R² 0.")
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"q_value": 0.06, "p_value": 0.01}, "not readable"),
-        ({"q_value": 0.04}, "learned"),
+        ({"q_value": 0.04}, "better than untrained"),
         ({"p_value": np.nan}, "not readable"),
         ({"over_untrained_interval": Interval(-0.01, 0.2)}, "readable, but no better than untrained"),
         ({"over_untrained_interval": Interval(-np.inf, np.inf)}, "readable"),
         ({"untrained": None}, "readable"),
         ({"over_input": -0.01}, "readable, but no better than the input"),
-        ({"over_input": np.nan}, "learned"),
+        ({"over_input": np.nan}, "better than untrained"),
     ],
 )
 def test_judgement_holds_what_was_read_against_chance_and_controls(changes, said):
