@@ -16,8 +16,9 @@ from torch import nn
 from ..analysis.concepts import IGNORED, Concept, check_steps, read_concepts, read_labels, split_sequences
 from ..analysis.description_length import description_length
 from ..analysis.probe_findings import Baseline, Course, Finding, correct, judge
+from ..analysis.probe_fits import Engine, ProbeSettings
 from ..analysis.probe_flags import RULES
-from ..analysis.probes import Engine, Probed, ProbeSettings, headline_samples, probe
+from ..analysis.probes import Probed, headline_samples, probe
 from ..analysis.state_samples import StateSampler, StateSamples, is_reversed
 from ..analysis.unit_information import as_classes, unit_information
 from ..cells import Cell, cells

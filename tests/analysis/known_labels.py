@@ -3,7 +3,8 @@
 import numpy as np
 
 from rnn_callbacks.analysis.concepts import read_concepts, split_sequences
-from rnn_callbacks.analysis.probes import ProbeSettings, probe
+from rnn_callbacks.analysis.probe_fits import ProbeSettings
+from rnn_callbacks.analysis.probes import probe
 from rnn_callbacks.analysis.state_samples import StateSamples
 
 SITE = "l0/hidden"

@@ -9,7 +9,8 @@ from sklearn.linear_model import Ridge
 from rnn_callbacks.analysis.concepts import split_sequences
 from rnn_callbacks.analysis.discriminant import basis
 from rnn_callbacks.analysis.probe_findings import judge
-from rnn_callbacks.analysis.probes import POOLED, ProbeSettings, headline_samples, probe
+from rnn_callbacks.analysis.probe_fits import ProbeSettings
+from rnn_callbacks.analysis.probes import POOLED, headline_samples, probe
 
 from .known_labels import SITE, concept_of, read, rows_of, samples_of
 

@@ -20,7 +20,8 @@ from rnn_callbacks import ProbeTracker
 from rnn_callbacks.analysis.concepts import read_concepts, split_sequences
 from rnn_callbacks.analysis.discriminant import basis, fit_classes
 from rnn_callbacks.analysis.logistic import fit_logistic
-from rnn_callbacks.analysis.probes import ProbeSettings, probe
+from rnn_callbacks.analysis.probe_fits import ProbeSettings
+from rnn_callbacks.analysis.probes import probe
 from rnn_callbacks.analysis.state_samples import StateSampler
 from rnn_callbacks.analysis.unit_information import unit_information
 from rnn_callbacks.capture import Recorder

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from rnn_callbacks import FixedPointTracker, GateMonitor, GradientFlowMonitor, ProbeTracker
 from rnn_callbacks.analysis.concepts import Concept, split_sequences
-from rnn_callbacks.analysis.probes import ProbeSettings, probe
+from rnn_callbacks.analysis.probe_fits import ProbeSettings
+from rnn_callbacks.analysis.probes import probe
 from rnn_callbacks.analysis.state_samples import StateSamples
 from rnn_callbacks.callbacks import probes as probes_file
 from rnn_callbacks.callbacks.guard import RecurrentHealthWarning

@@ -6,7 +6,8 @@ import numpy as np
 
 from rnn_callbacks.analysis.concepts import Concept, split_sequences
 from rnn_callbacks.analysis.probe_findings import Baseline, Course, judge
-from rnn_callbacks.analysis.probes import ProbeSettings, probe
+from rnn_callbacks.analysis.probe_fits import ProbeSettings
+from rnn_callbacks.analysis.probes import probe
 from rnn_callbacks.analysis.state_samples import StateSamples
 from rnn_callbacks.analysis.unit_information import as_classes, unit_information
 
