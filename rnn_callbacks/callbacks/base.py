@@ -78,7 +78,7 @@ class EpochCallback(pl.Callback, ABC):
         self._fresh = False  # whether something was heard that was not looked at yet
         self._heard_at = (0, 0)  # epoch and step of it
         self._listened_in = -1  # epoch
-        self._due = False  # with `takes_batches`: whether a look follows the batches that are being heard
+        self._due = False  # whether a look may follow what is being heard; with `takes_batches`, whether it does
         self._taken_seconds = 0.0  # spent on them
         self._looks = 0
         self._schedule = Schedule(self.every_n_epochs, self.figure_every_n_epochs, self.max_overhead)
@@ -354,7 +354,7 @@ class EpochCallback(pl.Callback, ABC):
             heard = any(recorder.sequences.values()) or bool(recorder.faults)
             if self.takes_batches:
                 heard &= self._due
-            if not heard and (self._due if self.takes_batches else self._schedule.wants_epoch(trainer.current_epoch)):
+            if not heard and self._due:
                 self._guard.say(
                     "silent",
                     f"{type(self).__name__} heard nothing: {', '.join(self._modules)} {_why_silent(recorder)}",
