@@ -1,7 +1,8 @@
 """Real handwritten digits, read row by row: a GRU learns which digit it sees, and is watched.
 
 `GateMonitor` says how its gates move and how long it remembers; `ProbeTracker` says what can be read of its state: the
-digit, which it must learn, and the ink seen so far, which it does not need.
+digit, which it must learn, and the ink seen so far, which it does not need; `WeightTrajectoryLogger` draws the path of
+its weights.
 
 1797 images of 8 x 8 pixels (Alpaydin and Kaynak 1998, bundled with scikit-learn) become sequences of 8 steps with 8
 features. Run ``python -m examples.digits`` from the root of the repository; ``--cell lstm`` or ``rnn`` to compare. With
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from rnn_callbacks import GateMonitor, ProbeTracker
+from rnn_callbacks import GateMonitor, ProbeTracker, WeightTrajectoryLogger
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 Batch = tuple[Tensor, Tensor]
@@ -126,6 +127,7 @@ def main(arguments: list[str] | None = None) -> pl.Trainer:
         callbacks=[
             GateMonitor(phases=part_of_image, max_sequences=360, max_overhead=0.1),
             ProbeTracker(concepts={"digit": 1, "ink": ink_so_far}, max_overhead=0.1),
+            WeightTrajectoryLogger(max_overhead=0.1),
         ],
         enable_model_summary=False,
         log_every_n_steps=10,
@@ -137,7 +139,7 @@ def main(arguments: list[str] | None = None) -> pl.Trainer:
         print(f"  {quantity:<42}{seen}")
     folder = Path(str(trainer.log_dir))
     print(f"\nLogs, pictures and numbers lie in {folder}\nTo see them:  tensorboard --logdir {folder.parent}")
-    print("  (Custom Scalars: the curated page; Images: pictures of gates and probes; Text: all concepts in a table)")
+    print("  (Custom Scalars: the curated page; Images: gates, probes, the path of the weights; Text: tables in words)")
     return trainer
 
 
@@ -166,9 +168,13 @@ def story(trainer: pl.Trainer) -> dict[str, str]:
         lines[f"{concept}, read by a linear probe"] = (
             f"{score:.2f}   (untrained {before:.2f}, from one row {source:.2f}; {bits:.1f} bits)"
         )
+    path = {name: seen[f"weight_trajectory/total/{name}"] for name in ("relative_distance", "explained", "turning")}
+    by_chance = seen["weight_trajectory/total/explained_random"]
+    lines["weights have moved by"] = f"{path['relative_distance']:.1f} times their size at the start"
+    lines["their path, drawn in two directions"] = f"{path['explained']:.0%} of it   (of a random walk {by_chance:.0%})"
     raised = [name.rsplit("/", 1)[1] for name, value in seen.items() if "/flags/" in name and value]
     lines["flags raised"] = ", ".join(dict.fromkeys(raised)) or "none"
-    watching = seen["gates/overhead"] + seen["probes/overhead"]
+    watching = sum(seen[f"{noun}/overhead"] for noun in ("gates", "probes", "weight_trajectory"))
     lines["time spent watching"] = f"{watching:.0%} of the training time (2 % for each callback by default)"
     return lines
 

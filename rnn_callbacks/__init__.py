@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from .callbacks.gates import GateMonitor
     from .callbacks.gradient_flow import GradientFlowMonitor
     from .callbacks.probes import ProbeTracker
+    from .callbacks.weight_trajectory import WeightTrajectoryLogger
 
 __version__ = "0.1.0"
-__all__ = ["FixedPointTracker", "GateMonitor", "GradientFlowMonitor", "ProbeTracker"]
+__all__ = ["FixedPointTracker", "GateMonitor", "GradientFlowMonitor", "ProbeTracker", "WeightTrajectoryLogger"]
 
 _HOMES = {
     "FixedPointTracker": ".callbacks.fixed_points",
     "GateMonitor": ".callbacks.gates",
     "GradientFlowMonitor": ".callbacks.gradient_flow",
     "ProbeTracker": ".callbacks.probes",
+    "WeightTrajectoryLogger": ".callbacks.weight_trajectory",
 }
 
 

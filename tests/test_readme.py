@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rnn_callbacks
-from rnn_callbacks.analysis import fixed_point_flags, gate_flags, gradient_flags, probe_flags
+from rnn_callbacks.analysis import fixed_point_flags, gate_flags, gradient_flags, probe_flags, trajectory_flags
 
 from .models import FEATURES, STEPS, UNITS, Classifier, loader
 
@@ -98,7 +98,7 @@ def test_the_settings_tables_name_every_setting_and_its_default(name):
     parameters = inspect.signature(getattr(rnn_callbacks, name)).parameters
     common = README[README.index("| setting |") : README.index("\n## ", README.index("| setting |"))]
     assert set(parameters) <= set(re.findall(r"`(\w+)`", common + section(name)))
-    for setting in ("max_overhead", "max_sequences"):
+    for setting in {"max_overhead", "max_sequences"} & set(parameters):
         default = parameters[setting].default
         assert re.search(rf"^\| `{setting}` .*(`{name}`: {default}\).*|\| {default} )\|$", common, re.MULTILINE)
     for setting in ("max_starts", "max_seconds"):
@@ -117,6 +117,7 @@ def test_every_flag_is_in_the_table(name):
         "FixedPointTracker": fixed_point_flags,
         "GradientFlowMonitor": gradient_flags,
         "ProbeTracker": probe_flags,
+        "WeightTrajectoryLogger": trajectory_flags,
     }[name]
     for flag in module.RULES:
         assert f"| `{flag}` |" in section(name)

@@ -1,4 +1,4 @@
-"""Eigenvalues of recurrent matrices: what each gate's weights alone would do to the state, step after step."""
+"""Eigenvalues and singular values of recurrent matrices: what each gate's weights alone would do to the state."""
 
 from __future__ import annotations
 
@@ -52,6 +52,48 @@ class RecurrentSpectra:
         return found | {f"{part}/timescale": float(t) for part, t in zip(self.parts, slowest, strict=True)}
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class RecurrentSizes:
+    """Singular values of one cell's recurrent matrix, gate by gate."""
+
+    cell: str
+    parts: tuple[str, ...]
+    singular_values: NDArray[np.float64]  # (G, H), largest first; of a projected LSTM (G, P), projection included
+
+    @property
+    def norm(self) -> NDArray[np.float64]:
+        """Spectral norm, the largest factor by which a matrix stretches a state, ``(G,)``."""
+        return self.singular_values[:, 0].copy()
+
+    @property
+    def stable_rank(self) -> NDArray[np.float64]:
+        """Squared Frobenius over squared spectral norm, ``(G,)``: from 1 (one direction) to H; 0 for a zero matrix."""
+        largest = self.singular_values[:, :1]
+        shares = np.divide(self.singular_values, largest, out=np.zeros_like(self.singular_values), where=largest > 0)
+        found: NDArray[np.float64] = np.square(shares).sum(1)
+        return found
+
+    def scalars(self) -> dict[str, float]:
+        """Headline numbers."""
+        found = {f"{part}/spectral_norm": float(norm) for part, norm in zip(self.parts, self.norm, strict=True)}
+        ranks = zip(self.parts, self.stable_rank, strict=True)
+        return found | {f"{part}/stable_rank": float(rank) for part, rank in ranks}
+
+
+def recurrent_sizes(cell: Cell) -> RecurrentSizes | None:
+    """Singular values of the matrices of which `recurrent_spectra` gives the eigenvalues; None as there."""
+    if not isinstance(cell, (RNNCell, LSTMCell, GRUCell)):
+        return None
+    return RecurrentSizes(cell.name, PARTS[type(cell)], torch.linalg.svdvals(_blocks(cell)).numpy())
+
+
+def _blocks(cell: RNNCell | LSTMCell | GRUCell) -> torch.Tensor:
+    """The matrices that act on the state, in torch's order of gates, ``(G, H, H)``."""
+    blocks = cell.weights.hh.double().view(-1, cell.units, cell.output_size)
+    return blocks if cell.weights.hr is None else cell.weights.hr.double() @ blocks
+
+
 def recurrent_spectra(cell: Cell) -> RecurrentSpectra | None:
     """Eigenvalues of ``U`` of each gate, ``R U`` where an LSTM is projected; None for cells with unknown weights.
 
@@ -60,10 +102,7 @@ def recurrent_spectra(cell: Cell) -> RecurrentSpectra | None:
     """
     if not isinstance(cell, (RNNCell, LSTMCell, GRUCell)):
         return None
-    weights = cell.weights
-    blocks = weights.hh.double().view(-1, cell.units, cell.output_size)
-    if weights.hr is not None:
-        blocks = weights.hr.double() @ blocks
+    blocks = _blocks(cell)
     parts = PARTS[type(cell)]
     if isinstance(cell, GRUCell):
         blocks = blocks * torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)[:, None, None]

@@ -49,6 +49,7 @@ class EpochCallback(pl.Callback, ABC):
     noun: ClassVar[str]
     hears_gradients: ClassVar[bool] = False  # whether the backward pass is listened to as well; with observe="train"
     takes_batches: ClassVar[bool] = False  # whether it is given what was heard after every batch, not kept until a look
+    listens: ClassVar[bool] = True  # to passes; else it has its own way of knowing, and says so by `has_heard_more`
 
     def __init__(
         self,
@@ -165,7 +166,7 @@ class EpochCallback(pl.Callback, ABC):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._find_modules(pl_module)
         self._serve_monitors(trainer)
-        if self._leads(trainer):
+        if self.listens and self._leads(trainer):
             peers = self._peers(trainer)
             for peer in peers:
                 peer._find_modules(pl_module)
@@ -221,8 +222,8 @@ class EpochCallback(pl.Callback, ABC):
         return [c for c in everyone if c._hearing == self._hearing]
 
     @property
-    def _hearing(self) -> tuple[str, bool, bool]:
-        return self.observe, self.hears_gradients, self.takes_batches
+    def _hearing(self) -> tuple[str, bool, bool, bool]:
+        return self.observe, self.hears_gradients, self.takes_batches, self.listens
 
     def _leads(self, trainer: pl.Trainer) -> bool:
         return self._peers(trainer)[0] is self
@@ -319,6 +320,8 @@ class EpochCallback(pl.Callback, ABC):
                     peer._taken_seconds += time.perf_counter() - begin
 
     def _next_batch(self, trainer: pl.Trainer, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        if not self.listens:
+            return
         if self._recorder is not None:
             self._recorder.next_batch()
         recorder = self._shared_recorder(trainer)
@@ -348,21 +351,9 @@ class EpochCallback(pl.Callback, ABC):
 
     def _finish_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         scalars: dict[str, float] = {}
-        recorder = self._shared_recorder(trainer)
-        if recorder is not None:
-            recorder.close()
-            heard = any(recorder.sequences.values()) or bool(recorder.faults)
-            if self.takes_batches:
-                heard &= self._due
-            if not heard and self._due:
-                self._guard.say(
-                    "silent",
-                    f"{type(self).__name__} heard nothing: {', '.join(self._modules)} {_why_silent(recorder)}",
-                )
-            heard = heard or self.has_heard_more()
+        if trainer.is_global_zero:
+            heard = self._stop_listening(trainer) or self.has_heard_more()
             self._fresh, self._heard_at = heard, (trainer.current_epoch, step)
-            if self._leads(trainer):
-                self._schedule.numbers.spent += recorder.seconds
             last = self._is_last(trainer)
             if heard and (self.takes_batches or self._schedule.look_is_due(trainer.current_epoch, last=last)):
                 scalars = self._look(trainer, pl_module, last=last)
@@ -372,6 +363,23 @@ class EpochCallback(pl.Callback, ABC):
             begin = time.perf_counter()
             pl_module.log_dict(scalars, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1)
             self._schedule.numbers.spent += time.perf_counter() - begin
+
+    def _stop_listening(self, trainer: pl.Trainer) -> bool:
+        """Whether anything was heard in the epoch that is over."""
+        recorder = self._shared_recorder(trainer)
+        if recorder is None:
+            return False
+        recorder.close()
+        heard = any(recorder.sequences.values()) or bool(recorder.faults)
+        if self.takes_batches:
+            heard &= self._due
+        if not heard and self._due:
+            self._guard.say(
+                "silent", f"{type(self).__name__} heard nothing: {', '.join(self._modules)} {_why_silent(recorder)}"
+            )
+        if self._leads(trainer):
+            self._schedule.numbers.spent += recorder.seconds
+        return heard
 
     def _is_last(self, trainer: pl.Trainer) -> bool:
         epochs, steps = trainer.max_epochs, trainer.max_steps
@@ -417,10 +425,11 @@ class EpochCallback(pl.Callback, ABC):
             sinks.save_report(report, self._folder, noun=self.noun, epoch=epoch, step=step, part=self._part)
 
     def _what_was_heard(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, step: int) -> Look:
-        recorder = self._shared_recorder(trainer)
-        assert recorder is not None
-        heard, title = recorder.tapes, type(self).__name__
         tapes: dict[str, Tape] = {}
+        recorder = self._shared_recorder(trainer)
+        if recorder is None:
+            return Look(trainer, pl_module, tapes, epoch, step)
+        heard, title = recorder.tapes, type(self).__name__
         for name in self._modules:
             if name in recorder.faults:
                 with self._guard:
@@ -458,7 +467,8 @@ class EpochCallback(pl.Callback, ABC):
                 if self.every_n_epochs is None
                 else f" in an epoch that is due (every_n_epochs={self.every_n_epochs})"
             )
-            self._guard.say("nothing", f"{type(self).__name__} saw nothing: no {self.observe} batch was heard{due}.")
+            missing = f"no {self.observe} batch was heard" if self.listens else "no epoch came to its end"
+            self._guard.say("nothing", f"{type(self).__name__} saw nothing: {missing}{due}.")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._leave(trainer)

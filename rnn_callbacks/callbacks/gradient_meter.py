@@ -14,6 +14,7 @@ from ..analysis.gradient_norms import GradientNorms, NormMeter, joined
 from ..analysis.gradient_sizes import GradientSizes, gradient_sizes, together, update_ratios
 from ..analysis.spectra import PARTS
 from ..cells import cells
+from .training_loss import TrainingLoss
 
 CAPACITY = 1000  # rows between two fetches, at most
 KEPT = 10_000  # steps of an epoch that its look describes, the last ones
@@ -47,8 +48,7 @@ class StepMeter:
         self._first_step: int | None = None  # of the epoch
         self._history: list[GradientNorms] = []  # of the current epoch
         self._since: list[GradientNorms] = []  # the loggers got their last numbers
-        self._losses: list[Tensor] = []
-        self._loss = (0.0, 0)  # sum and number of the epoch's
+        self._loss = TrainingLoss()  # of the epoch
         self._rows: list[tuple[int, frozenset[int] | None]] = []  # of the current batch
         self._members: dict[int, tuple[int, frozenset[int] | None]] = {}  # by optimizer
         self._before: dict[str, Tensor] = {}
@@ -83,8 +83,7 @@ class StepMeter:
         if epoch != self._epoch:
             self._epoch, self._first_step = epoch, None
             self._history.clear()
-            self._losses.clear()
-            self._loss = (0.0, 0)
+            self._loss.clear()
 
     def _members_of(self, optimizer: torch.optim.Optimizer) -> frozenset[int] | None:
         """``id`` of an optimizer's parameters; None if they are all there are."""
@@ -114,11 +113,7 @@ class StepMeter:
                 self.meter.take_clipped(row, members=members)
         self._rows.clear()
         self._compare()
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            self._losses.append(loss.detach().reshape(()))
-        if len(self._losses) >= CAPACITY:
-            self._sum_losses()
+        self._loss.add(outputs)
 
     def _compare(self) -> None:
         if self._before:
@@ -127,7 +122,6 @@ class StepMeter:
 
     def fetch(self) -> GradientNorms | None:
         """What was measured since the last time."""
-        self._sum_losses()
         self.due = False
         if not len(self.meter):
             return None
@@ -145,12 +139,6 @@ class StepMeter:
         found = joined(self._since) if self._since else None
         self._since.clear()
         return found
-
-    def _sum_losses(self) -> None:
-        if self._losses:
-            losses = torch.stack(self._losses).double().cpu()
-            self._losses.clear()
-            self._loss = (self._loss[0] + float(losses.sum()), self._loss[1] + len(losses))
 
     @property
     def epoch(self) -> GradientNorms | None:
@@ -176,8 +164,7 @@ class StepMeter:
     @property
     def loss(self) -> float | None:
         """Mean of the training loss over the epoch's batches, where the training step returns it."""
-        total, batches = self._loss
-        return total / batches if batches else None
+        return self._loss.mean
 
     def scalars(self, norms: GradientNorms) -> dict[str, float]:
         """Of some steps, and of the latest step that was looked at closely; frozen parameters are left out."""

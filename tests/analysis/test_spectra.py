@@ -1,4 +1,4 @@
-"""Eigenvalues of each gate's recurrent matrix against NumPy's, in torch's order of rows."""
+"""Eigenvalues and singular values of each gate's recurrent matrix against NumPy's, in torch's order of rows."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rnn_callbacks.analysis.gradient_flow import LONGEST
-from rnn_callbacks.analysis.spectra import recurrent_spectra
+from rnn_callbacks.analysis.spectra import recurrent_sizes, recurrent_spectra
 from rnn_callbacks.cells import Cell, Place, cells
 
 from .known_gates import FAMILIES, INPUTS, PROJECTED, UNITS, make
@@ -22,12 +22,17 @@ PARTS = {
 }
 
 
-def recurrent(matrix):
-    """The spectra of an RNN with this recurrent matrix."""
+def cell_of(matrix):
+    """An RNN with this recurrent matrix."""
     module = nn.RNN(INPUTS, len(matrix)).double()
     with torch.no_grad():
         module.weight_hh_l0.copy_(torch.as_tensor(matrix))
-    return recurrent_spectra(cells(module)[0])
+    return cells(module)[0]
+
+
+def recurrent(matrix):
+    """Its spectra."""
+    return recurrent_spectra(cell_of(matrix))
 
 
 def by_size(values):
@@ -121,3 +126,57 @@ class Own(Cell):
 
 def test_cell_of_the_user_has_no_known_spectra():
     assert recurrent_spectra(Own(Place("l0"), input_size=INPUTS, units=UNITS)) is None
+    assert recurrent_sizes(Own(Place("l0"), input_size=INPUTS, units=UNITS)) is None
+
+
+@pytest.mark.parametrize("suffix", ["l0", "l1_reverse"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_singular_values_are_those_of_each_block_of_torchs_rows(kind, suffix):
+    module = make(kind, 2, bidirectional=True).double()
+    (cell,) = [cell for cell in cells(module) if cell.name == suffix]
+    found = recurrent_sizes(cell)
+    assert (found.cell, found.parts) == (suffix, PARTS[kind])
+    weights = {name: value.detach().numpy() for name, value in module.named_parameters()}
+    blocks = np.split(weights[f"weight_hh_{suffix}"], len(found.parts))
+    if kind == "lstm_projected":
+        blocks = [weights[f"weight_hr_{suffix}"] @ block for block in blocks]
+    true = np.linalg.svd(np.stack(blocks), compute_uv=False)
+    np.testing.assert_allclose(found.singular_values, true, rtol=1e-10)
+    assert found.singular_values.dtype == np.float64
+    scalars = found.scalars()
+    for part, block in zip(found.parts, blocks, strict=True):
+        norm = np.linalg.norm(block, 2)
+        assert scalars.pop(f"{part}/spectral_norm") == pytest.approx(norm)
+        assert scalars.pop(f"{part}/stable_rank") == pytest.approx(np.linalg.norm(block) ** 2 / norm**2)
+    assert scalars == {}
+
+
+def test_singular_values_stretch_as_much_as_eigenvalues_at_least():
+    for kind in FAMILIES:
+        cell = cells(make(kind))[0]
+        assert (recurrent_sizes(cell).norm >= recurrent_spectra(cell).radius - 1e-12).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 0.3, 1e-200, 1e200])
+def test_stable_rank_is_the_number_of_directions_that_are_stretched_alike(size):
+    generator = np.random.default_rng(0)
+    rotation = np.linalg.qr(generator.normal(size=(UNITS, UNITS)))[0]
+    outer = np.outer(generator.normal(size=UNITS), generator.normal(size=UNITS))
+    some = np.diag([2.0, 2, 1, 0, 0])
+    ranks = [(rotation, UNITS), (np.eye(UNITS), UNITS), (outer, 1), (some, 2.25), (rotation @ some @ rotation, 2.25)]
+    for matrix, rank in ranks:
+        found = recurrent_sizes(cell_of(size * matrix))
+        assert found.stable_rank.tolist() == pytest.approx([rank], rel=1e-9)
+        assert found.norm.tolist() == pytest.approx([size * np.linalg.norm(matrix, 2)], rel=1e-9)
+
+
+def test_matrix_of_zeros_has_no_size_and_no_rank():
+    found = recurrent_sizes(cell_of(np.zeros((UNITS, UNITS))))
+    assert found.scalars() == {"hidden/spectral_norm": 0.0, "hidden/stable_rank": 0.0}
+
+
+def test_single_precision_weights_are_measured_in_double():
+    cell = cells(make("lstm"))[0]
+    found = recurrent_sizes(cell)
+    block = cell.weights.hh.double().numpy()[:UNITS]
+    np.testing.assert_allclose(found.singular_values[0], np.linalg.svd(block, compute_uv=False), rtol=1e-12)

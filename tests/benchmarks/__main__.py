@@ -8,12 +8,14 @@ import warnings
 
 import torch
 
-from . import fixed_points, gates, gradient_flow, probes
+from . import fixed_points, gates, gradient_flow, probes, weight_trajectory
+
+PARTS = (gates, gradient_flow, fixed_points, probes, weight_trajectory)
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     print(f"{'what':<96}{'measured':>24}{'aim':>14}")
-    for what, measured, aim in (row for part in (gates, gradient_flow, fixed_points, probes) for row in part.rows()):
+    for what, measured, aim in (row for part in PARTS for row in part.rows()):
         print(f"{what:<96}{measured:>24}{aim:>14}", flush=True)
