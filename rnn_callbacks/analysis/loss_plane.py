@@ -14,6 +14,10 @@ from .weight_trajectory import WeightTrajectory
 MARGIN = 0.3  # of the path's extent, on each side
 
 
+class NoPlaneError(ValueError):
+    """There is no plane around a path, or no loss to draw on it."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class LossPlane:
@@ -37,11 +41,11 @@ def plane_grid(path: WeightTrajectory, points: int) -> tuple[NDArray[np.float64]
         points: K.
 
     Raises:
-        ValueError: when the path has no plane.
+        NoPlaneError: when the path has no plane.
     """
     scores = path.components.scores
     if scores.shape[1] < 2 or not path.components.variances[1] > 0:
-        raise ValueError("a loss plane needs a path of three snapshots that do not lie on a line")
+        raise NoPlaneError("it needs a path of three snapshots that do not lie on a line")
     axes = []
     for along in scores[:, :2].T:
         reach = float(np.ptp(along))

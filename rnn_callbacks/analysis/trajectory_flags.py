@@ -26,8 +26,8 @@ class _Rule:
 RULES: dict[str, _Rule] = {
     "unmoved": _Rule(
         0.0,
-        "trainable, and where they were when they were first seen: {names}. Left out of the optimizer, not used in the "
-        "loss, or cut off by a detach()? requires_grad_(False) says that this is meant.",
+        "trainable, and have not moved at all: {names}. Left out of the optimizer, not used in the loss, or cut off by "
+        "a detach()? requires_grad_(False) says that this is meant.",
     ),
     "oscillating": _Rule(
         -0.6,  # places drawn by chance around one point have -0.5
@@ -41,6 +41,7 @@ RULES: dict[str, _Rule] = {
         "still fall, lower the learning rate or take larger batches.",
     ),
 }
+_NOTHING = "no weight has moved at all: is the learning rate 0, or no optimizer stepping?"
 QUIET = ("wandering",)  # explained, but no cause for a warning: a run that has arrived wanders
 
 
@@ -77,12 +78,14 @@ def path_flags(path: WeightTrajectory, thresholds: Mapping[str, float | None]) -
     return tuple(found)
 
 
-def unmoved_flag(unmoved: Sequence[str], thresholds: Mapping[str, float | None]) -> Flag | None:
+def unmoved_flag(
+    unmoved: Sequence[str], thresholds: Mapping[str, float | None], *, nothing_moved: bool = False
+) -> Flag | None:
     """Whether trainable parameters have not moved at all, by name; None where that was switched off."""
     limit = _threshold("unmoved", thresholds)
     if limit is None:
         return None
-    words = RULES["unmoved"].meaning.format(names=listed(unmoved))
+    words = _NOTHING if nothing_moved else RULES["unmoved"].meaning.format(names=listed(unmoved))
     return Flag("unmoved", float(len(unmoved)), limit, len(unmoved) > limit, words)
 
 

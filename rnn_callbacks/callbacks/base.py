@@ -449,7 +449,7 @@ class EpochCallback(pl.Callback, ABC):
                 f"{type(self).__name__} looks at the first and the last epoch"
                 + (" only" if none_between else f" and about every {every} epochs between")
                 + f", to stay near {self.max_overhead:.0%} of the training time (a short run takes more); "
-                "every_n_epochs=1 looks at each."
+                "every_n_epochs=1 looks at each." + ("" if self.listens else " Snapshots are taken anyway.")
             )
 
     # ---- the end ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..analysis.loss_plane import LossPlane, plane_directions, plane_grid
+from ..analysis.loss_plane import LossPlane, NoPlaneError, plane_directions, plane_grid
 from ..analysis.weight_trajectory import WeightTrajectory
 from ..weight_snapshots import SnapshotFile
 from .look import Look, rehearsal
@@ -28,12 +28,12 @@ def loss_plane(
         points: on each side of the grid.
 
     Raises:
-        ValueError: when the path has no plane.
-        RuntimeError: when ``validation_step`` gives no loss, or no batch was heard.
+        NoPlaneError: when the path has no plane, or no batch was heard.
+        RuntimeError: when ``validation_step`` gives no loss.
     """
     x, y = plane_grid(path, points)
     if not batches:
-        raise RuntimeError("loss_plane needs a validation batch, and none was heard")
+        raise NoPlaneError("it needs a validation batch, and none was heard")
     model = rehearsal(look.pl_module)
     parameters: dict[str, Tensor] = {
         name.replace("_orig_mod.", ""): parameter for name, parameter in model.named_parameters()

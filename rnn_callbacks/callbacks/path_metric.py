@@ -57,6 +57,11 @@ class PathMetric:
         """Read the run's metrics; on all ranks at once, since reading may reduce them over the ranks."""
         self._latest = dict(trainer.callback_metrics)
 
+    @property
+    def known(self) -> list[str]:
+        """Metrics that the run has logged."""
+        return list(self._latest)
+
     def value(self, trainer: pl.Trainer) -> float | None:
         """Now; None where there is none, or none that is a number."""
         if self.found is None:

@@ -94,7 +94,7 @@ class TrajectoryReport:
                 numbers = path.scalars()
                 self._scalars |= {f"{where}/{name}": numbers[name] for name in GATE_NUMBERS}
                 self._arrays |= _arrays(where, path)
-        flag = unmoved_flag(unmoved, self._thresholds)
+        flag = unmoved_flag(unmoved, self._thresholds, nothing_moved=not self._whole.path_length)
         if flag is not None:
             self._raise("total", [flag])
         self._texts["weight_trajectory/summary"] = self._summary()
@@ -139,6 +139,8 @@ class TrajectoryReport:
     # ---- pictures --------------------------------------------------------------------------------------------------
 
     def _draw(self) -> None:
+        if len(self._times.epochs) < 3:
+            return  # a line between two points is no picture
         self._figures["weight_trajectory/total"] = self._draw_whole
         for found in self._places:
             if found.gates:

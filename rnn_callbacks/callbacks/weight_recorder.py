@@ -71,7 +71,8 @@ class WeightRecorder:
     @property
     def distance_error(self) -> float:
         """Relative standard error of distances; 0 where snapshots are exact."""
-        return 0.0 if self.exact else self._sketch.distance_error
+        folded = any(column.width < column.last - column.first for column in self.file.columns)
+        return self._sketch.distance_error if folded else 0.0
 
     @property
     def frozen(self) -> list[str]:
@@ -140,8 +141,9 @@ class WeightRecorder:
         columns = self._columns(tracked, exact=exact)
         row = sum(column.width for column in columns) * (8 if wide else 4)
         if exact and self.storage == "auto" and row * (self.expected or 2) > self.max_bytes:
-            exact = False
-            columns = self._columns(tracked, exact=exact)
+            folded = self._columns(tracked, exact=False)
+            if 8 * sum(column.width for column in folded) < row:
+                exact, columns = False, folded
         return self._new_file(path, columns, exact=exact, wide=wide)
 
     def _new_file(self, path: Path, columns: list[Column], *, exact: bool, wide: bool) -> SnapshotFile:
@@ -205,7 +207,9 @@ class WeightRecorder:
         """
         self.file.append(self._numbers(), epoch=epoch, step=step, value=value)
         if self.storage == "auto" and self.exact and self.file.nbytes > self.max_bytes:
-            self._fold_file()
+            folded = sum(self._sketch.width(column.last - column.first) for column in self.file.columns)
+            if 8 * folded < self.file.row_width(len(self.file.columns)) * self.file.dtype.itemsize:
+                self._fold_file()
 
     def _numbers(self) -> Iterator[NDArray[np.floating]]:
         """What every column has now."""

@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from ..analysis.loss_plane import NoPlaneError
 from ..analysis.step_gram import StepGram
 from ..analysis.trajectory_flags import RULES, check_flags
-from ..analysis.weight_trajectory import weight_trajectory
+from ..analysis.weight_trajectory import WeightTrajectory, weight_trajectory
 from ..report import Report
 from ..sinks import Layout
 from ..weight_snapshots import SnapshotFile
@@ -44,7 +45,8 @@ class WeightTrajectoryLogger(EpochCallback):
             The path is always that of all trainable weights.
         snapshot_every_n_steps: also every so many optimizer steps; by default after each epoch alone.
         monitor: the metric that colours the path and says which snapshot is best; by default what another callback
-            monitors, else the validation loss (without `snapshot_every_n_steps`), else the training loss.
+            monitors, else the validation loss, else the training loss; with `snapshot_every_n_steps` the training loss
+            at once. Snapshots within an epoch have no other.
         mode: ``min`` or ``max`` of it; by default that of the other callback, else ``min``.
         storage: ``exact`` keeps the weights as they are, ``sketch`` folds each part into 4099 numbers (distances are
             then exact to about a hundredth), ``auto`` is exact while the run fits in `max_megabytes`.
@@ -64,9 +66,10 @@ class WeightTrajectoryLogger(EpochCallback):
     - `weight_trajectory/{place}/relative_distance`: distance from the start / |weights at the start|; 0 if those are 0.
     - `weight_trajectory/{place}/relative_step`: length of the latest step, from snapshot to snapshot, / |weights before
       it|: the update-to-weight ratio.
-    - `weight_trajectory/{place}/turning`: cosine between the latest step and the one before, in [-1, 1].
+    - `weight_trajectory/{place}/turning`: cosine between the latest step and the one before, in [-1, 1]; 0 where there
+      are no two.
     - `weight_trajectory/{place}/straightness`: distance from the start / path length, in [0, 1].
-    - `weight_trajectory/{place}/dimension`: participation ratio of the path, from 1 (a line).
+    - `weight_trajectory/{place}/dimension`: participation ratio of the path, from 1 (a line); 0 if nothing moves.
     - `weight_trajectory/{place}/explained`: share of the path's variance in two components, in [0, 1].
     - `weight_trajectory/total/distance`: from the start, L2, in the units of the weights.
     - `weight_trajectory/total/step`: length of the latest step.
@@ -143,7 +146,8 @@ class WeightTrajectoryLogger(EpochCallback):
     def check(self, modules: dict[str, nn.Module]) -> None:
         title = type(self).__name__
         check_whole_number(title, "snapshot_every_n_steps", self.snapshot_every_n_steps, optional=True)
-        check_whole_number(title, "loss_plane", self.loss_plane, optional=True)
+        if self.loss_plane is not None and not (type(self.loss_plane) is int and self.loss_plane >= 2):
+            raise ValueError(f"loss_plane must be a whole number from 2 or None, got {self.loss_plane!r}")
         check_whole_number(title, "loss_plane_batches", self.loss_plane_batches)
         check_choice(title, "storage", self.storage, ("auto", "exact", "sketch"))
         check_choice(title, "mode", self.mode, ("min", "max", None))  # type: ignore[arg-type]
@@ -240,7 +244,9 @@ class WeightTrajectoryLogger(EpochCallback):
             # epoch's last batch, wherever the epoch ends, is that epoch's snapshot.
             step, entries = logging_step(trainer), self._weights.file.entries
             if every is not None and step % every == 0 and step > (entries[-1].step if entries else -1):
-                self._take(self._weights, trainer.current_epoch, step, self._value(self._weights, trainer))
+                # A metric of the whole epoch says nothing of the weights within one.
+                value = self._value(self._weights, trainer) if self._metric.hears_loss else None
+                self._take(self._weights, trainer.current_epoch, step, value)
             if self._checked_in != trainer.current_epoch:
                 self._checked_in = trainer.current_epoch
                 wanted = self._weights.admit(epoch=trainer.current_epoch - 1, step=step)
@@ -259,6 +265,7 @@ class WeightTrajectoryLogger(EpochCallback):
         if self._begins:  # resumed from a checkpoint of this epoch's validation
             self._begin(trainer, pl_module)
         self._metric.end_epoch(trainer)
+        self._say_missing_metric(trainer)
         if self._weights is not None and not _averaged(trainer):
             with self._briefly, torch.no_grad():
                 now, entries = (trainer.current_epoch, logging_step(trainer)), self._weights.file.entries
@@ -267,6 +274,16 @@ class WeightTrajectoryLogger(EpochCallback):
                 else:
                     self._take(self._weights, *now, self._value(self._weights, trainer))
         super().on_train_epoch_end(trainer, pl_module)
+
+    def _say_missing_metric(self, trainer: pl.Trainer) -> None:
+        validated = trainer.current_epoch + 1 >= (trainer.check_val_every_n_epoch or 1)
+        known = [name for name in self._metric.known if not name.startswith(f"{self.noun}/")]
+        if trainer.is_global_zero and self.monitor is not None and validated and self.monitor not in known:
+            self._guard.say(
+                "metric",
+                f"WeightTrajectoryLogger: monitor={self.monitor!r} was not logged in the first epoch, so the path has "
+                f"no colours and no best snapshot; there are: {', '.join(known) or 'none'}.",
+            )
 
     def _value(self, weights: WeightRecorder, trainer: pl.Trainer) -> float | None:
         """Of the metric now; the file is told its name."""
@@ -286,8 +303,11 @@ class WeightTrajectoryLogger(EpochCallback):
             self._guard.failures += 1
             what = "is left out of the path" if isinstance(error, NotFiniteError) else "could not be written"
             self._guard.say(
-                type(error).__name__, f"WeightTrajectoryLogger: the snapshot after step {step} {what} ({error})."
+                type(error).__name__,
+                f"WeightTrajectoryLogger: the snapshot after step {step} {what} ({error}). Training goes on; more of "
+                "them are only counted, in weight_trajectory/failed_looks.",
             )
+            self._new = bool(len(weights.file))  # the count is for a look to tell
             return
         self._new = True
         self._metric.begin_step()
@@ -328,14 +348,22 @@ class WeightTrajectoryLogger(EpochCallback):
         )
         numbers = {"snapshots": float(len(weights.file))} | self._spectra.scalars
         report.add({f"weight_trajectory/{tag}": value for tag, value in numbers.items()})
-        if self.loss_plane is not None and self._plane_due and self._is_last(look.trainer):
+        if self._plane_due and self._is_last(look.trainer):
             self._plane_due = False
             with self._guard:
-                if not weights.exact:
-                    raise ValueError('loss_plane needs the weights themselves: write storage="exact"')
-                plane = loss_plane(look, whole, weights.file, self._batches, points=self.loss_plane)
-                report.describe_plane(plane)
+                self._draw_plane(look, whole, weights, report)
         return report.finished(unmoved(weights.file, weights.trainable))
+
+    def _draw_plane(
+        self, look: Look, whole: WeightTrajectory, weights: WeightRecorder, report: TrajectoryReport
+    ) -> None:
+        assert self.loss_plane is not None
+        try:
+            if not weights.exact:
+                raise NoPlaneError('loss_plane needs the weights themselves: write storage="exact"')
+            report.describe_plane(loss_plane(look, whole, weights.file, self._batches, points=self.loss_plane))
+        except NoPlaneError as error:
+            self._guard.say("plane", f"WeightTrajectoryLogger: no loss plane is drawn: {error}.")
 
     def _up_to_date(self, file: SnapshotFile) -> StepGram:
         """Products of all steps; made anew where the columns or the file are others than before."""

@@ -26,9 +26,11 @@ def draw_loss_plane(plane: LossPlane, snapshots: NDArray[np.int64], *, times: Pa
         title: when this was.
     """
     with house_style():
-        figure = Figure(figsize=(7.6, 5.6))
+        tall = float(np.clip(5.9 * np.ptp(plane.y) / max(float(np.ptp(plane.x)), 1e-300), 2.4, 6.5))
+        height = tall + 1.6
+        figure = Figure(figsize=(7.6, height))
         axes = figure.subplots()
-        figure.subplots_adjust(left=0.1, right=0.98, top=0.84, bottom=0.1)
+        figure.subplots_adjust(left=0.09, right=0.98, top=1 - 1.05 / height, bottom=0.55 / height)
         figure.suptitle(f"validation loss around the path: {title}", x=0.01, ha="left", fontsize=11, fontweight="bold")
         finite = plane.losses[np.isfinite(plane.losses)]
         if len(finite):
@@ -42,7 +44,7 @@ def draw_loss_plane(plane: LossPlane, snapshots: NDArray[np.int64], *, times: Pa
             filled = axes.contourf(plane.x, plane.y, shown, levels=levels, norm=norm, cmap="viridis")
             axes.contour(plane.x, plane.y, shown, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
             bar = figure.colorbar(filled, ax=axes, pad=0.02)
-            bar.set_label("validation loss")
+            bar.set_label("validation loss" + (", logarithmic" if logarithmic else ""))
             if logarithmic:
                 bar.locator = log_ticks(norm)
                 bar.update_ticks()
@@ -60,6 +62,6 @@ def draw_loss_plane(plane: LossPlane, snapshots: NDArray[np.int64], *, times: Pa
         words = "Square: start; ring: last" + ("; star: best" if times.best is not None else "")
         if len(finite) < plane.losses.size:
             words += ". White: the loss is no number."
-        words += "\nThe plane goes through the last snapshot; the others lie beside it."
+        words += "\nThe plane goes through the last snapshot; the others lie beside it, where the loss was another."
         axes.set_title(words, fontsize=9)
     return figure

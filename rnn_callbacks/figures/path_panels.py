@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib as mpl
@@ -18,8 +19,7 @@ from ..analysis.trajectory_findings import PathTimes, Spectrum
 from ..analysis.weight_trajectory import WeightTrajectory
 from .style import gate_colour, say
 
-LABELS = 4  # snapshots of a path whose time is written beside
-ARROWS = 3
+ARROWS = 3  # on a path; between them snapshots are named
 BEST, LAST = "#D55E00", "#000000"
 GREY = "0.6"
 LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F")
@@ -39,14 +39,20 @@ def colours(times: PathTimes) -> tuple[Normalize, Colormap]:
 
 def draw_colour_bar(figure: Figure, times: PathTimes, place: tuple[float, float, float, float]) -> None:
     """The metric's colours, in figure coordinates (left, bottom, width, height)."""
-    if not np.isfinite(times.values).any():
+    known = times.values[np.isfinite(times.values)]
+    if not len(known):
+        return
+    left, bottom, _, height = place
+    if not known.max() > known.min():
+        figure.text(left, bottom + height, f"{times.metric}: {known[0]:.4g}", va="top", fontsize=9)
         return
     axes = figure.add_axes(place)
     norm, cmap = colours(times)
     bar = figure.colorbar(ScalarMappable(norm, cmap), cax=axes, orientation="horizontal")
     bar.set_label(times.metric, fontsize=8, labelpad=1)
     bar.ax.xaxis.set_major_locator(MaxNLocator(3) if not isinstance(norm, LogNorm) else log_ticks(norm))
-    bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    digits = 2 + max(1, int(np.ceil(np.log10(np.abs(known).max() / np.ptp(known)))))
+    bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value:.{digits}g}")
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=8, length=2)
 
@@ -85,13 +91,14 @@ def draw_phate(
 ) -> None:
     """The path as PHATE lays it out, or why there is none."""
     chosen, embedding = embedded
-    if embedding.why_not:
-        say(axes, f"{title}\n{embedding.why_not}")
+    why_not = embedding.why_not or ("" if embedding.connected else "the path falls into pieces: PCA alone")
+    if why_not:
+        say(axes, f"{title}\n" + textwrap.fill(why_not, 30))
         return
     _draw_path(axes, embedding.points, path.steps.points[chosen], times, brief=brief)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set(xticks=[], yticks=[], xlabel="PHATE 1" if brief else "PHATE 1 (bends mean little)", ylabel="PHATE 2")
-    axes.set_title(title + ("" if embedding.connected else " (in pieces: gaps mean nothing)"))
+    axes.set_title(title)
 
 
 def draw_random_walk(axes: Axes, path: WeightTrajectory) -> None:
@@ -137,7 +144,7 @@ def _draw_direction(axes: Axes, points: NDArray[np.float64]) -> None:
     along = np.concatenate([[0], np.cumsum(np.hypot(*steps.T))])
     if not along[-1] > 0:
         return
-    targets = along[-1] * (np.arange(ARROWS) + 0.6) / ARROWS
+    targets = along[-1] * (np.arange(ARROWS) + 0.5) / ARROWS  # between the labels
     at = np.minimum(np.searchsorted(along, targets), len(steps)) - 1
     middles, ways = points[at] + 0.5 * steps[at], steps[at] / np.hypot(*steps[at].T)[:, None]
     axes.quiver(
@@ -148,10 +155,15 @@ def _draw_direction(axes: Axes, points: NDArray[np.float64]) -> None:
 
 def _draw_labels(axes: Axes, points: NDArray[np.float64], labels: list[str]) -> None:
     """When some snapshots were taken, at equal lengths along the path, so that names do not crowd where it is slow."""
-    along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-    chosen = np.unique(np.searchsorted(along, along[-1] * np.arange(1, LABELS) / LABELS))
-    for place in [*chosen[chosen < len(points) - 1], len(points) - 1]:
-        axes.annotate(labels[place], points[place], xytext=(6, 6), textcoords="offset points", fontsize=8)
+    steps = np.diff(points, axis=0)
+    along = np.concatenate([[0], np.cumsum(np.hypot(*steps.T))])
+    chosen = np.unique(np.searchsorted(along, along[-1] * np.arange(1, ARROWS) / ARROWS))
+    for place in chosen[(chosen > 0) & (chosen < len(points) - 1)]:
+        way = points[place + 1] - points[place - 1]
+        x, y = 9 * np.array([-way[1], way[0]]) / max(float(np.hypot(*way)), 1e-300)  # to the left of the path
+        axes.annotate(labels[place], points[place], xytext=(x, y), textcoords="offset points", fontsize=8,
+                      ha="center", va="center")  # fmt: skip
+    axes.annotate(labels[-1], points[-1], xytext=(7, 7), textcoords="offset points", fontsize=8)
 
 
 def draw_over_time(
@@ -171,6 +183,8 @@ def draw_over_time(
         )  # fmt: skip
     axes.set_xlabel(times.unit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if times.by_epoch:
+        axes.xaxis.set_major_formatter(lambda value, _: "start" if value == -1 else f"{value:g}")
     if legend and lines:
         axes.legend(loc="best", fontsize=8, handlelength=1.2, borderpad=0.1, labelspacing=0.2)
 
@@ -185,9 +199,9 @@ def draw_radius(axes: Axes, spectrum: Spectrum | None) -> None:
     for place, part in enumerate(spectrum.parts):
         colour = gate_colour(part, place)
         for k in range(1, min(5, moduli.shape[2])):
-            axes.plot(spectrum.epochs, moduli[:, place, k], color=colour, lw=0.6, alpha=0.5)
-        axes.plot(spectrum.epochs, moduli[:, place, 0], color=colour, lw=1.8, marker="o", ms=3, label=part)
-    axes.set(xlabel="epoch", ylabel="|eigenvalue| (five largest)")
+            axes.plot(spectrum.epochs, moduli[:, place, k], color=colour, lw=0.6, alpha=0.5, ls=":")
+        axes.plot(spectrum.epochs, moduli[:, place, 0], color=colour, lw=1.2, ls=":", marker="o", ms=4, label=part)
+    axes.set(xlabel="epoch (dots: looks)", ylabel="|eigenvalue| (five largest)")
     axes.set_ylim(0, 1.25 * max(1.0, float(moduli[:, :, 0].max())))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.legend(loc="upper left", ncols=4, fontsize=8, handlelength=1, columnspacing=0.8, borderpad=0.1)

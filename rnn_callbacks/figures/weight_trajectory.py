@@ -149,7 +149,7 @@ def _figure(rows: float, title: str, times: PathTimes) -> Figure:
     """A figure of so many rows of panels, with its title, what the marks mean, and the metric's colours."""
     height = 0.95 + 3.05 * rows
     figure = Figure(figsize=(WIDE, height))
-    figure.subplots_adjust(left=0.05, right=0.985, top=1 - 0.95 / height, bottom=0.5 / height, wspace=0.3, hspace=0.42)
+    figure.subplots_adjust(left=0.055, right=0.985, top=1 - 0.95 / height, bottom=0.5 / height, wspace=0.3, hspace=0.42)
     figure.suptitle(title, x=0.01, y=1 - 0.12 / height, ha="left", va="top", fontsize=11, fontweight="bold")
     marks = "square: start   ring: last" + ("   star: best" if times.best is not None else "")
     figure.text(0.5, 1 - 0.16 / height, marks, ha="left", va="top", fontsize=9)
@@ -191,7 +191,7 @@ def _draw_steps(axes: Axes, paths: Mapping[str, WeightTrajectory], times: PathTi
         if len(moved):
             lines[name] = (moved + 1, 100 * lengths[moved] / norms[moved])
     if not lines:
-        say(axes, "no step yet")
+        say(axes, "length of each step:\nthe weights have not moved")
         return
     draw_over_time(axes, lines, times, colour=colour, legend=False)
     logarithmic(axes)
@@ -205,10 +205,10 @@ def _draw_turning(
     lines = {
         name: (np.arange(2, len(path.steps.norms)), path.steps.cosines)
         for name, path in paths.items()
-        if len(path.steps.cosines)
+        if path.steps.cosines.any()
     }
     if not lines:
-        say(axes, "turning: needs two steps")
+        say(axes, "turning: needs two steps\nwith a length")
         return
     axes.axhline(0.0, color="0.6", lw=1, ls="--")
     draw_over_time(axes, lines, times, colour=colour, legend=False)
@@ -219,8 +219,8 @@ def _draw_turning(
 
 
 def _draw_distances(axes: Axes, path: WeightTrajectory, times: PathTimes) -> None:
-    if len(path.distances) < 2:
-        say(axes, "one snapshot so far")
+    if not path.distances.any():
+        say(axes, "distance between snapshots:\nthere is none")
         return
     image = axes.imshow(path.distances, cmap="cividis", origin="lower", aspect="auto", interpolation="nearest")
     labels = times.labels

@@ -186,7 +186,7 @@ def test_exactly_the_limit_is_not_beyond_it():
 def test_parameters_that_have_not_moved_are_named():
     found = unmoved_flag(["rnn.weight_hh_l0", "head.bias"], {})
     assert (found.name, found.value, found.threshold, found.raised) == ("unmoved", 2.0, 0.0, True)
-    assert "when they were first seen: rnn.weight_hh_l0, head.bias. Left out of the optimizer" in found.meaning
+    assert "have not moved at all: rnn.weight_hh_l0, head.bias. Left out of the optimizer" in found.meaning
     assert not unmoved_flag([], {}).raised
     assert not unmoved_flag(["a", "b"], {"unmoved": 2}).raised
     assert unmoved_flag(["a", "b", "c"], {"unmoved": 2}).raised
@@ -195,7 +195,7 @@ def test_parameters_that_have_not_moved_are_named():
 def test_many_parameters_that_have_not_moved_are_counted():
     found = unmoved_flag([f"p{number}" for number in range(7)], {})
     assert found.value == 7
-    assert "first seen: p0, p1, p2, p3, p4 and 2 more. Left" in found.meaning
+    assert "at all: p0, p1, p2, p3, p4 and 2 more. Left" in found.meaning
 
 
 def test_thresholds_that_mean_nothing_are_refused():
@@ -221,3 +221,9 @@ def test_every_rule_is_applied_and_every_meaning_is_a_sentence():
         assert one.meaning.endswith(".")
         assert one.threshold == RULES[one.name].threshold
     assert set(QUIET) < set(RULES)
+
+
+def test_where_nothing_moved_the_learning_rate_is_named():
+    found = unmoved_flag(["a", "b"], {}, nothing_moved=True)
+    assert found.raised
+    assert found.meaning == "no weight has moved at all: is the learning rate 0, or no optimizer stepping?"

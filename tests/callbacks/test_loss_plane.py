@@ -11,7 +11,7 @@ from torch import nn
 from rnn_callbacks.callbacks.gradient_report import NO_NUMBER
 
 from ..models import Classifier
-from .weight_paths import logger, reports, rows, snapshots, watch
+from .weight_paths import Large, logger, reports, rows, snapshots, watch
 
 POINTS = 3
 PLANE = "weight_trajectory/loss_plane"
@@ -153,8 +153,10 @@ def test_a_model_that_says_no_validation_loss_is_told_so(fit):
 
 
 def test_sketches_taken_for_want_of_room_have_no_plane_and_that_is_said(fit):
-    with pytest.raises(ValueError, match='loss_plane needs the weights themselves: write storage="exact"'):
-        fit(logger(loss_plane=POINTS, max_megabytes=1e-4))
+    _, said = watch(fit, logger(loss_plane=POINTS, max_megabytes=0.1), model=Large)
+    assert len(said) == 1
+    assert 'no loss plane is drawn: loss_plane needs the weights themselves: write storage="exact".' in said[0]
+    assert planes(fit) == []
 
 
 @pytest.mark.parametrize(("every", "options"), [(1, {}), (1, {"check_on_train_epoch_end": False}), (4, {}), (None, {})])

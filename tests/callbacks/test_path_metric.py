@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.nn import functional as F
 
+from rnn_callbacks.callbacks.guard import RecurrentHealthWarning
 from rnn_callbacks.callbacks.trajectory_report import path_times
 
 from ..models import Classifier
@@ -112,7 +113,8 @@ def test_a_mode_of_ones_own_is_kept_beside_anothers_monitor(fit):
 
 
 def test_a_metric_that_never_comes_leaves_snapshots_without_a_value(fit):
-    fit(logger(monitor="no such thing"))
+    with pytest.warns(RecurrentHealthWarning, match="monitor='no such thing' was not logged .* there are: val_loss"):
+        fit(logger(monitor="no such thing"))
     assert found(fit) == ("no such thing", "min", [None, None, None])
     times = path_times(snapshots(fit))
     assert times.best is None

@@ -5,16 +5,27 @@ import warnings
 import lightning.pytorch as pl
 import numpy as np
 from sklearn.decomposition import PCA
+from torch import nn
 
 from rnn_callbacks import WeightTrajectoryLogger
 from rnn_callbacks.callbacks.guard import RecurrentHealthWarning
 from rnn_callbacks.report import load
 from rnn_callbacks.weight_snapshots import SnapshotFile
 
+from ..models import CLASSES, UNITS, Classifier
+
 
 def logger(**options):
     """Looks at every second epoch, without pictures: looking and logging take most of the time."""
     return WeightTrajectoryLogger(**{"every_n_epochs": 2, "figure_every_n_epochs": 99, "on_error": "raise"} | options)
+
+
+class Large(Classifier):
+    """So many weights that sketches of them are smaller."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(UNITS, 20_011), nn.Linear(20_011, CLASSES))
 
 
 def folder(fit):

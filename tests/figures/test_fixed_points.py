@@ -1,6 +1,7 @@
 """What the landscape shows is what was found, in every situation, without a warning (warnings are errors here)."""
 
 import io
+from functools import cache
 
 import numpy as np
 import pytest
@@ -98,9 +99,15 @@ def silent():
     return module
 
 
+@cache
+def scene(situation):
+    """Found once: a drawing does not change it."""
+    return SITUATIONS[situation]()
+
+
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_every_situation_is_drawn_with_labelled_axes(situation):
-    figure = drawn(draw_landscape(SITUATIONS[situation](), title=situation))
+    figure = drawn(draw_landscape(scene(situation), title=situation))
     plane, eigenvalues, over_training = panels(figure)
     assert figure.get_suptitle() == situation
     assert "principal component" in plane.get_xlabel()
@@ -118,7 +125,7 @@ def width_and_height(axes):
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_distances_in_the_picture_are_distances(situation):
-    plane, eigenvalues, _ = panels(drawn(draw_landscape(SITUATIONS[situation]())))
+    plane, eigenvalues, _ = panels(drawn(draw_landscape(scene(situation))))
     assert np.divide(*width_and_height(plane)) == pytest.approx(1)
     if eigenvalues.axison:
         assert np.divide(*width_and_height(eigenvalues)) == pytest.approx(1)
@@ -126,16 +133,16 @@ def test_distances_in_the_picture_are_distances(situation):
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_everything_lies_within_the_frame(situation):
-    scene = SITUATIONS[situation]()
-    plane, _, _ = panels(draw_landscape(scene))
+    found = scene(situation).landscape
+    plane, _, _ = panels(draw_landscape(scene(situation)))
     low, high = np.transpose([plane.get_xlim(), plane.get_ylim()])
-    for coordinates in (scene.landscape.points, scene.landscape.continuum, *scene.landscape.trajectories):
+    for coordinates in (found.points, found.continuum, *found.trajectories):
         assert ((low <= coordinates) & (coordinates <= high)).all()
 
 
 @pytest.mark.parametrize("situation", ["eight attractors", "a line", "growth"])
 def test_no_word_is_cut_off_at_the_edge(situation):
-    figure = drawn(draw_landscape(SITUATIONS[situation]()))
+    figure = drawn(draw_landscape(scene(situation)))
     frame = figure.bbox
     for axes in panels(figure):
         if axes.axison:
@@ -207,7 +214,7 @@ def test_a_scene_without_points_and_runs_is_drawn():
 
 @pytest.mark.parametrize(("situation", "name"), [("a line", "line attractor"), ("a plane", "5-dimensional attractor")])
 def test_a_continuum_is_named(situation, name):
-    plane, _, _ = panels(draw_landscape(SITUATIONS[situation]()))
+    plane, _, _ = panels(draw_landscape(scene(situation)))
     assert name in words(plane)
 
 

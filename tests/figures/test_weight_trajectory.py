@@ -202,7 +202,7 @@ def test_phate_is_drawn_or_its_absence_explained():
     assert any("PHATE needs at least 6" in words(axes) for axes in whole_drawn(few, taken(4)).axes)
     torn = dataclasses.replace(found, connected=False)
     figure = rendered(draw_weight_trajectory(path, (chosen, torn), [], times=taken()))
-    assert panel(figure, "PHATE (in pieces")
+    assert any("falls into pieces" in words(axes) for axes in figure.axes)
 
 
 @pytest.mark.parametrize("snapshots", [1, 2, 3])
@@ -219,7 +219,9 @@ def test_weights_that_stand_still_are_explained():
     figure = whole_drawn(still, taken())
     said = " ".join(words(axes) for axes in figure.axes)
     assert "the weights have not moved" in said
-    assert "no step yet" in said
+    assert "length of each step:\nthe weights have not moved" in said
+    assert "needs two steps\nwith a length" in said
+    assert "distance between snapshots:\nthere is none" in said
     assert "nothing moved" in said
 
 
@@ -244,6 +246,15 @@ def test_many_places_share_the_lines_there_are():
     assert labels == ["all weights", *(f"m{number}" for number in range(MOST_LINES))]
     assert axes.get_title("left") == f"distance from the start ({MOST_LINES} of {MOST_LINES + 2} parts)"
     assert len({to_hex(line.get_color()) for line in axes.get_lines()}) == MOST_LINES + 1
+
+
+def test_a_single_value_of_the_metric_is_written_and_close_ones_are_told_apart():
+    figure = whole_drawn(walk(), taken(values=np.full(SNAPSHOTS, 1.25)))
+    assert "val_loss: 1.25" in [text.get_text() for text in figure.texts]
+    figure = whole_drawn(walk(), taken(values=1.61 + 0.001 * np.arange(SNAPSHOTS)))
+    (bar,) = [axes for axes in figure.axes if axes.get_xlabel() == "val_loss"]
+    ticks = [text.get_text() for text in bar.get_xticklabels()]
+    assert len(set(ticks)) == len(ticks) > 1
 
 
 def test_error_of_sketches_is_in_the_title():
