@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m examples.digits
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks

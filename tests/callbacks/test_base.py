@@ -39,7 +39,8 @@ def places(fit):
 
 
 def monitor(**options):
-    return GateMonitor(**{"every_n_epochs": 1, "on_error": "raise"} | options)
+    """Without pictures, which would take most of the time."""
+    return GateMonitor(**{"every_n_epochs": 1, "figure_every_n_epochs": 99, "on_error": "raise"} | options)
 
 
 # ---- when ------------------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def test_a_run_that_stops_early_is_looked_at_where_it_stopped(fit):
 
 
 def test_fast_dev_run_looks_and_leaves_no_file(fit, tmp_path):
-    trainer = fit(monitor(), fast_dev_run=True)
+    trainer = fit(monitor(figure_every_n_epochs=1), fast_dev_run=True)
     assert TAG in trainer.callback_metrics
     assert not list(tmp_path.rglob("*.npz"))
     assert not list(tmp_path.rglob("*.png"))

@@ -25,7 +25,8 @@ from ..reference_dynamics import find_reference_points
 
 
 def tracker(**options):
-    return FixedPointTracker(**{"every_n_epochs": 1, "on_error": "raise"} | options)
+    """Without pictures, which would take most of the time."""
+    return FixedPointTracker(**{"every_n_epochs": 1, "figure_every_n_epochs": 99, "on_error": "raise"} | options)
 
 
 def reports(fit):
@@ -460,7 +461,7 @@ class Own(Classifier):
 COSTS = ("seconds", "overhead")
 
 
-@pytest.mark.parametrize("model", [lambda: Classifier("lstm", layers=2), Own], ids=["lstm", "own"])
+@pytest.mark.parametrize("model", [Classifier, lambda: Classifier("lstm", layers=2), Own], ids=["gru", "lstm", "own"])
 def test_a_resumed_run_tells_the_same_life(fit, tmp_path, model):
     def whole(**options):
         torch.manual_seed(1)

@@ -19,7 +19,8 @@ from ..models import CLASSES, STEPS, UNITS, Classifier, StepClassifier, half_of_
 
 
 def monitor(**options):
-    return GateMonitor(**{"every_n_epochs": 1, "on_error": "raise"} | options)
+    """Without pictures, which would take most of the time."""
+    return GateMonitor(**{"every_n_epochs": 1, "figure_every_n_epochs": 99, "on_error": "raise"} | options)
 
 
 def last_report(fit):
