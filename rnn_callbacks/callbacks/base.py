@@ -462,13 +462,12 @@ class EpochCallback(pl.Callback, ABC):
             with self._guard:
                 sinks.log_scalars(trainer, scalars, epoch=epoch, step=step)
         if trainer.is_global_zero and self._looks == 0 and "silent" not in self._guard.said:
-            due = (
-                ""
-                if self.every_n_epochs is None
-                else f" in an epoch that is due (every_n_epochs={self.every_n_epochs})"
-            )
-            missing = f"no {self.observe} batch was heard" if self.listens else "no epoch came to its end"
-            self._guard.say("nothing", f"{type(self).__name__} saw nothing: {missing}{due}.")
+            period = None if self.every_n_epochs is None else f"is due (every_n_epochs={self.every_n_epochs})"
+            if self.listens:
+                why = f"no {self.observe} batch was heard" + (f" in an epoch that {period}" if period else "")
+            else:
+                why = "no epoch " + (f"that {period} " if period else "") + "came to its end"
+            self._guard.say("nothing", f"{type(self).__name__} saw nothing: {why}.")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._leave(trainer)

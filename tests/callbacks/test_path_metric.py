@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.nn import functional as F
 
 from rnn_callbacks.callbacks.guard import RecurrentHealthWarning
+from rnn_callbacks.callbacks.path_metric import PathMetric
 from rnn_callbacks.callbacks.trajectory_report import path_times
 
 from ..models import Classifier
@@ -150,3 +151,49 @@ def test_a_validation_that_is_to_come_is_waited_for(fit):
     assert metric == "val_loss"
     first, second = notes.validation
     assert own == [None, None, first, first, second]
+
+
+class Chatty(Classifier):
+    """Logs a loss of training and none of validation."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", 0.5)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("a_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+
+def test_a_logged_loss_of_training_is_not_taken_for_one_of_validation(fit):
+    fit(logger(), model=Chatty)
+    assert found(fit)[0] == "training loss"
+
+
+def test_with_snapshots_within_epochs_it_is_the_training_loss_even_if_validation_comes_first(fit):
+    fit(logger(snapshot_every_n_steps=5))
+    assert found(fit)[0] == "training loss"
+
+
+def test_snapshots_within_an_epoch_have_no_metric_of_another(fit):
+    notes = Notes()
+    fit(logger(snapshot_every_n_steps=2, monitor="val_loss"), notes)
+    first, second = notes.validation
+    assert [(e.step, e.value) for e in snapshots(fit).entries] == [
+        (0, None), (2, None), (3, first), (4, None), (6, second)
+    ]  # fmt: skip
+
+
+def test_losses_heard_before_a_checkpoint_count_after_it():
+    def metric(memory):
+        return PathMetric(None, None, within_epochs=True, noun="weight_trajectory", memory=memory)
+
+    whole, half = metric({}), metric({})
+    for loss in (1.0, 2.0):
+        whole.hear(torch.tensor(loss))
+        half.hear(torch.tensor(loss))
+    rest = metric(half.memory())
+    for heard in (whole, rest):
+        heard.hear(torch.tensor(6.0))
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
+    assert whole.value(trainer) == rest.value(trainer) == 3.0

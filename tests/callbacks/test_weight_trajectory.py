@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader
 
 from rnn_callbacks import WeightTrajectoryLogger
+from rnn_callbacks.callbacks.trajectory_report import unmoved
 from rnn_callbacks.weight_snapshots import SnapshotFile
 
 from ..models import CLASSES, FEATURES, UNITS, Classifier, StepClassifier, loader, make_data
@@ -678,3 +679,27 @@ def test_too_little_room_is_said_and_sketches_are_kept(fit, caplog):
     fit(logger(max_megabytes=0.1), model=Large)
     assert snapshots(fit).facts["sketch"] is not None
     assert "would take more than max_megabytes=0.1, so it keeps sketches" in caplog.text
+
+
+def test_snapshots_that_are_lost_to_the_end_are_counted_in_the_log(fit):
+    trainer, said = watch(fit, Poison((1, 2, 3), cure=False), logger(on_error="warn", every_n_epochs=1), max_epochs=4)
+    assert len([words for words in said if "is left out of the path" in words]) == 1
+    assert times(snapshots(fit)) == [(-1, 0), (0, 3)]
+    assert numbers(trainer)["weight_trajectory/failed_looks"] == 3
+
+
+def test_a_path_that_swings_is_warned_about_once_and_flagged_in_every_part(fit):
+    steps = {"snapshot_every_n_steps": 1, "every_n_epochs": 3}
+    trainer, said = watch(fit, logger(flags={"oscillating": 1.0}, **steps), max_epochs=3)
+    raised = {tag.split("/")[1] for tag, v in numbers(trainer).items() if tag.endswith("flags/oscillating") and v}
+    assert raised == {"total", "encoder.rnn.l0", "norm", "head"}
+    assert [words.split(":")[0] for words in said] == ["total, flag oscillating"]
+
+
+def test_one_snapshot_alone_says_nothing_of_what_has_moved(fit):
+    fit(logger(every_n_epochs=1), max_epochs=1)
+    file = snapshots(fit)
+    names = {column.parameter for column in file.columns}
+    assert unmoved(file, names) == []
+    file.cut(1)
+    assert unmoved(file, names) == []
