@@ -49,6 +49,7 @@ class EpochCallback(pl.Callback, ABC):
     noun: ClassVar[str]
     hears_gradients: ClassVar[bool] = False  # whether the backward pass is listened to as well; with observe="train"
     takes_batches: ClassVar[bool] = False  # whether it is given what was heard after every batch, not kept until a look
+    needs_whole: ClassVar[str] = ""  # what no process may have only a part of
     listens: ClassVar[bool] = True  # to passes; else it has its own way of knowing, and says so by `has_heard_more`
 
     def __init__(
@@ -154,10 +155,10 @@ class EpochCallback(pl.Callback, ABC):
                 "dataloader, a validation_step and limit_val_batches above 0. To listen to training batches instead, "
                 f'write {type(self).__name__}(observe="train").'
             )
-        if self.hears_gradients and isinstance(trainer.strategy, SHARDED):
+        if self.needs_whole and isinstance(trainer.strategy, SHARDED):
             raise MisconfigurationException(
-                f"{type(self).__name__} needs whole gradients, and {type(trainer.strategy).__name__} leaves each "
-                'process a part of them; train with strategy="ddp", or leave it out.'
+                f"{type(self).__name__} needs whole {self.needs_whole}, and {type(trainer.strategy).__name__} leaves "
+                'each process a part of them; train with strategy="ddp", or leave it out.'
             )
         # Modules may still be made: Lightning calls the model's own setup after this one.
         if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):

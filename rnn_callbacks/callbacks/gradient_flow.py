@@ -85,6 +85,7 @@ class GradientFlowMonitor(EpochCallback):
 
     noun: ClassVar[str] = "gradient_flow"
     hears_gradients: ClassVar[bool] = True
+    needs_whole: ClassVar[str] = "gradients"
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from ..analysis.weight_trajectory import WeightTrajectory, weight_trajectory
 from ..report import Report
 from ..sinks import Layout
 from ..weight_snapshots import SnapshotFile
-from .base import SHARDED, Briefly, EpochCallback
+from .base import Briefly, EpochCallback
 from .guard import check_choice, check_whole_number
 from .look import Look, logging_step
 from .loss_plane import loss_plane
@@ -93,6 +93,7 @@ class WeightTrajectoryLogger(EpochCallback):
 
     noun: ClassVar[str] = "weight_trajectory"
     listens: ClassVar[bool] = False
+    needs_whole: ClassVar[str] = "weights"
 
     def __init__(
         self,
@@ -131,11 +132,6 @@ class WeightTrajectoryLogger(EpochCallback):
         )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(trainer.strategy, SHARDED):
-            raise MisconfigurationException(
-                f"WeightTrajectoryLogger needs whole weights, and {type(trainer.strategy).__name__} leaves each "
-                'process a part of them; train with strategy="ddp", or leave it out.'
-            )
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self.loss_plane is not None and not trainer.enable_validation:
             raise MisconfigurationException(

@@ -636,3 +636,17 @@ def test_parameters_that_were_thawed_meanwhile_join_after_resumption(path):
     assert admitted(again) == ["head.weight", "head.bias"]
     again.take(epoch=0, step=10)
     np.testing.assert_array_equal(again.file.row(2), weights(model))
+
+
+def test_what_a_sketch_would_not_make_smaller_stays_exact(path):
+    model = make()
+    found, true = walk(model, path, 3, max_megabytes=1e-6, expected=9)
+    late, _ = walk(make(), path.with_name("late"), 3, max_megabytes=1e-6)
+    assert found.exact
+    assert late.exact
+    np.testing.assert_array_equal(rows(found.file), true)
+
+
+def test_a_sketch_that_folds_nothing_has_no_error(path):
+    assert recorder(make(), path, storage="sketch").distance_error == 0
+    assert recorder(make(Wide), path, storage="sketch").distance_error == CountSketch().distance_error
