@@ -8,12 +8,14 @@ import posixpath
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import fsspec
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # reading reports does not wait for it
 
 FORMAT = 1  # of the files; raised when an older reader could not read a newer file
 

@@ -118,6 +118,13 @@ class EpochCallback(pl.Callback, ABC):
     def finish(self, trainer: pl.Trainer) -> None:
         """The run is over, or broke off: say what has not been said."""
 
+    def look_every_epoch(self) -> None:
+        """Look at each epoch from now on, whatever it costs: those of a replay were chosen by who saved them.
+
+        Pictures are drawn as often as was asked for, or else of the first and the last look.
+        """
+        self._schedule = Schedule(1, self.figure_every_n_epochs, max_overhead=0.0)
+
     @property
     def watched(self) -> dict[str, nn.Module]:
         """The modules that are listened to, by name; none before a run and after it."""
@@ -342,7 +349,8 @@ class EpochCallback(pl.Callback, ABC):
     # ---- looking ---------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.observe == "validation" and not trainer.sanity_checking and trainer.state.fn == "fit":
+        # No modules: not in a run, but in a validation of its own.
+        if self.observe == "validation" and self._modules and not trainer.sanity_checking:
             self._finish_epoch(trainer, pl_module, logging_step(trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -362,7 +370,10 @@ class EpochCallback(pl.Callback, ABC):
             scalars = trainer.strategy.broadcast(scalars, src=0)
         if scalars:
             begin = time.perf_counter()
-            pl_module.log_dict(scalars, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1)
+            if trainer.state.fn == "fit":
+                pl_module.log_dict(scalars, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1)
+            else:  # a replay, in which Lightning's own log is not open at every hook
+                sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=step)
             self._schedule.numbers.spent += time.perf_counter() - begin
 
     def _stop_listening(self, trainer: pl.Trainer) -> bool:

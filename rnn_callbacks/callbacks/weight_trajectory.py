@@ -190,8 +190,15 @@ class WeightTrajectoryLogger(EpochCallback):
         super().on_train_start(trainer, pl_module)
         self._begins = trainer.is_global_zero
 
-    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the file, as late as that can be: when a run is resumed, Lightning counts its steps right only then."""
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, first: bool = True) -> None:
+        """Open the file, as late as that can be: when a run is resumed, Lightning counts its steps right only then.
+
+        Args:
+            trainer: of the run.
+            pl_module: whose weights.
+            first: whether a new path begins here with a first snapshot; else that of this epoch's end is about to be
+                taken.
+        """
         self._begins = False
         with self._briefly, torch.no_grad():
             self._home = SnapshotHome(self._folder, noun=self.noun, part=self._part)
@@ -217,7 +224,8 @@ class WeightTrajectoryLogger(EpochCallback):
                         f"WeightTrajectoryLogger: the snapshots of the run so far are not at {known} any more, so the "
                         f"path begins at step {step}.",
                     )
-                self._take(weights, trainer.current_epoch - 1, step, None)
+                if first:
+                    self._take(weights, trainer.current_epoch - 1, step, None)
 
     def _say_sketch(self, weights: WeightRecorder) -> None:
         rank_zero_info(
@@ -258,8 +266,8 @@ class WeightTrajectoryLogger(EpochCallback):
                 self._metric.hear(outputs)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._begins:  # resumed from a checkpoint of this epoch's validation
-            self._begin(trainer, pl_module)
+        if self._begins:  # resumed from a checkpoint of this epoch's validation, or replayed without its start
+            self._begin(trainer, pl_module, first=False)
         self._metric.end_epoch(trainer)
         self._say_missing_metric(trainer)
         if self._weights is not None and not _averaged(trainer):
