@@ -175,13 +175,14 @@ def test_the_model_can_be_copied_and_saved_at_every_moment_of_a_watched_run(fit,
 # Within the ground floor there is an order too: equations, then what was heard, who listens, and what is rebuilt.
 GROUND = ["cells", "tape", "crossing", "boundary", "hooks", "snapshot", "capture", "rebuild"]
 FLOORS = dict.fromkeys(GROUND, 0) | {"analysis": 1, "figures": 2, "report": 2, "weight_snapshots": 2}
-FLOORS |= {"sinks": 3, "compare": 3, "callbacks": 4}
+FLOORS |= {"sinks": 3, "compare": 3, "callbacks": 4, "replay": 5}
 OUTSIDE = {  # what each floor may import of others, beside the standard library
     0: {"torch"},
     1: {"torch", "numpy", "scipy", "sklearn", "phate"},
     2: {"numpy", "matplotlib", "fsspec"},
-    3: {"lightning", "numpy", "matplotlib", "fsspec", "PIL", "tensorboard"},
+    3: {"lightning", "numpy", "matplotlib", "fsspec", "PIL", "tensorboard", "scipy", "torch", "yaml", "rich"},
     4: {"lightning", "torch", "numpy", "fsspec"},
+    5: {"lightning", "torch", "jsonargparse", "yaml"},
 }
 
 
@@ -221,7 +222,9 @@ def test_the_reader_of_imports_sees_every_form():
 
 def test_numbers_and_pictures_import_without_lightning():
     names = ["cells", "capture", "rebuild", "report", "weight_snapshots"]
-    names += [f"{floor}.{p.stem}" for floor in ("analysis", "figures") for p in (PACKAGE / floor).glob("[a-z]*.py")]
+    names += [
+        f"{floor}.{p.stem}" for floor in ("analysis", "figures", "compare") for p in (PACKAGE / floor).glob("[a-z]*.py")
+    ]
     code = "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
     code += "".join(f"import rnn_callbacks.{name}\n" for name in names)
     subprocess.run([sys.executable, "-c", code], check=True)

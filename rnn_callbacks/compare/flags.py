@@ -1,0 +1,71 @@
+"""Flags that runs raised: which, when, and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from .comparison import Comparison
+
+
+@final
+@dataclass(frozen=True)
+class FlagSeen:
+    """One flag at one place, in all runs."""
+
+    noun: str
+    place: str  # in the model
+    name: str
+    ever: tuple[int, ...]  # runs that raised it at any look
+    at_end: tuple[int, ...]  # runs that raised it at their last look
+    first: float  # place on the comparison's axis where it was first raised by any run
+    meaning: str  # what was seen and what to try, as the last run that raised it was told; may be empty
+
+
+def flags_seen(comparison: Comparison) -> list[FlagSeen]:
+    """Every flag that any run raised, those that stand at the end first."""
+    found = []
+    starts = comparison.starts()
+    for quantity in comparison.quantities:
+        if not quantity.is_flag:
+            continue
+        ever, at_end, firsts = [], [], []
+        for number, series in enumerate(comparison.series):
+            raised = series[quantity.tag].values > 0 if quantity.tag in series else np.zeros(0, bool)
+            if raised.any():
+                ever.append(number)
+                firsts.append(float(series[quantity.tag].on(comparison.axis, starts[number])[raised.argmax()]))
+                if raised[-1]:
+                    at_end.append(number)
+        if ever:
+            noun, _, rest = quantity.tag.partition("/")
+            place, _, name = rest.rpartition("/flags/")
+            known = [at for at in firsts if np.isfinite(at)]
+            first = min(known, default=np.nan)
+            meaning = _meaning(comparison, (at_end or ever)[-1], noun, quantity.tag) if at_end else ""
+            found.append(FlagSeen(noun, place, name, tuple(ever), tuple(at_end), first, meaning))
+    return sorted(found, key=lambda flag: (-len(flag.at_end), -len(flag.ever)))
+
+
+def _meaning(comparison: Comparison, number: int, noun: str, tag: str) -> str:
+    """What the run's last look said of it; its layer may be called otherwise there than in the comparison."""
+    run = comparison.runs[number]
+    for look in reversed(run.looks.get(noun, [])):
+        saved = run.read_look(look)
+        texts = {} if saved is None else saved.report.texts
+        own = tag if tag in texts else next((key for key in texts if key.count("/") > 1 and _is_same(key, tag)), None)
+        if own is not None:
+            return texts[own]
+    return ""
+
+
+def _is_same(key: str, tag: str) -> bool:
+    """Whether both are the same flag of the same cell or context, in a layer of any name."""
+    (_, layer, *where), (_, other, *wanted) = key.split("/"), tag.split("/")
+    return (
+        where == wanted
+        and ("." in layer) == ("." in other)
+        and (layer.rpartition(".")[2] == other.rpartition(".")[2] or "." not in layer)
+    )
