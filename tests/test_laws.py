@@ -134,7 +134,7 @@ def test_a_watched_run_ends_bit_identical_to_an_unwatched_one(fit, callback, obs
         pl.seed_everything(3, verbose=False)
         return everything_after(fit(*callbacks, Draws(), model=make(), max_epochs=2, **options))
 
-    drawn = name in ("plain", "dropout")
+    drawn = name == "dropout"
     watcher = full(callback, "any", observe, pictures=drawn, **({"observe": observe} if observe else {}))
     if name in REFUSED.get(callback.__name__, {}):
         with pytest.raises(MisconfigurationException, match=REFUSED[callback.__name__][name]):

@@ -93,8 +93,10 @@ def differences(module, call, x, h0, c0, lengths, rows):
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 def test_gates_equal_the_documented_equations_in_every_configuration(kind, dtype):
-    # 5 kinds x 2 dtypes x 120 = 1200 configurations.
-    for seed, (layers, bidirectional, layout, bias, given) in enumerate(GRID):
+    # 5 kinds x 120 configurations in double precision; in single every third, which has all of each option's values.
+    for seed, (layers, bidirectional, layout, bias, given) in list(enumerate(GRID))[
+        :: 3 if dtype == torch.float32 else 1
+    ]:
         module, x, h0, c0, lengths = make_case(kind, dtype, layers, bidirectional, layout, bias, given, seed)
         with Recorder(module) as recorder:
             run(module, x, h0, c0, lengths, layout, given)
