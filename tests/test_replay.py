@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 import warnings
+from dataclasses import replace as changed
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader
 
 from rnn_callbacks import FixedPointTracker, GateMonitor, GradientFlowMonitor, ProbeTracker, WeightTrajectoryLogger
+from rnn_callbacks.compare.groups import find_groups
+from rnn_callbacks.compare.runs import load_runs
 from rnn_callbacks.replay import replay as replay_run
 from rnn_callbacks.replay.checkpoints import CheckpointWarning, find_checkpoints, read_checkpoints
 from rnn_callbacks.replay.command import add_arguments
@@ -947,3 +950,31 @@ def test_the_command_says_where_results_are_and_nothing_else(cli_run, capfd, mon
 def test_the_command_needs_a_configuration(run, capsys):
     assert command(options_of(run / "checkpoints")) == 2
     assert "there is no <run>/config.yaml beside these checkpoints: name one with --config" in capsys.readouterr().err
+
+
+def test_a_run_that_was_replayed_keeps_its_own_numbers_in_a_comparison(train, tmp_path):
+    """In its own folder, where its metrics must stay, or in another, where it must not pass for another seed."""
+    train(keep_all(), max_epochs=2)
+    folder = version(train)
+    before = load_runs(folder)[0]
+    replay(folder / "checkpoints", Classifier(), [GateMonitor(**OFTEN)], folder=tmp_path / "elsewhere")
+    other, own = load_runs(folder, tmp_path / "elsewhere")  # by their names
+    assert other.replayed
+    assert not own.replayed
+    assert "val_loss" in before.metrics
+    own.hyperparameters = other.hyperparameters = {"units": 5}
+    (group,) = find_groups([own, other])
+    assert group.distinct == (0,)
+    stranger = changed(other, series={tag: changed(s, values=s.values + 1) for tag, s in other.series.items()})
+    assert find_groups([own, stranger])[0].distinct == (0, 1)
+
+    replay(folder / "checkpoints", Classifier(), [GateMonitor(**OFTEN)])
+    (after,) = load_runs(folder)
+    assert after.replayed
+    for tag in before.series:
+        np.testing.assert_array_equal(after.series[tag].values, before.series[tag].values)
+        np.testing.assert_array_equal(after.series[tag].epochs, before.series[tag].epochs)
+    seen = after.series["gates/encoder.rnn.l0/timescale/q50"]
+    assert seen.epochs.tolist() == [0, 1]
+    assert seen.steps.tolist() == before.series["val_loss"].steps.tolist()
+    assert not {"gates/seconds", "gates/overhead"} & set(after.series)

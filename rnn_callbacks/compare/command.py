@@ -81,7 +81,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def run_compare(options: argparse.Namespace) -> int:
     """``rnn-callbacks compare``; the exit code."""
-    runs = load_runs(*options.places)
+    runs = _with_numbers(load_runs(*options.places))
     comparison = compare(
         runs,
         group_by=[name.strip() for name in options.group_by.split(",") if name.strip()],
@@ -92,6 +92,17 @@ def run_compare(options: argparse.Namespace) -> int:
     )
     _write(comparison, options)
     return int(options.exit_code and bool(comparison.claimed))
+
+
+def _with_numbers(runs: list[Run]) -> list[Run]:
+    """Without runs that have logged nothing yet, which are named."""
+    empty = [run for run in runs if not run.series]
+    if len(empty) == len(runs):
+        raise ValueError("no run has logged any number")
+    for run in empty:
+        _say(f"{run.name}: has logged no number; left out")
+        _say_problems([run])
+    return [run for run in runs if run.series]
 
 
 def run_show(options: argparse.Namespace) -> int:
@@ -110,9 +121,11 @@ def _write(comparison: Comparison, options: argparse.Namespace) -> None:
     """Files first, so that a closed pipe loses nothing; then what is printed."""
     if options.html is not None:
         from .embeddings import joint_embeddings  # with what they bring, only for those who want a page
+        from .hindsight import hindsight, with_hindsight
         from .page import write_page
 
-        write_page(comparison, options.html, embeddings=joint_embeddings(comparison), headline=headline(comparison))
+        whole = with_hindsight(comparison, hindsight(comparison))
+        write_page(whole, options.html, embeddings=joint_embeddings(comparison), headline=headline(comparison))
     if options.report is not None:
         from .field_report import field_report
 

@@ -25,6 +25,14 @@ MOMENTS: dict[Moment, str] = {
     "best": "where each run's metric was best",
 }
 
+_DIAGNOSTIC = (
+    "/rebuild_error",
+    "/gradient_error",
+    "/seconds",
+    "/overhead",
+    "/failed_looks",
+)  # of a look, not a network
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -203,7 +211,10 @@ def _quantities(series: Sequence[dict[str, Series]], patterns: Sequence[str], me
     kept = dict.fromkeys([*chosen, metric] if patterns and metric else chosen or having)
     quantities = [quantity_of(tag) for tag in kept]
     if patterns:
-        quantities = [replace(quantity, headline=quantity.tag in chosen) for quantity in quantities]
+        quantities = [
+            replace(quantity, headline=quantity.tag in chosen and not quantity.tag.endswith(_DIAGNOSTIC))
+            for quantity in quantities
+        ]
     return sorted(quantities, key=lambda found: (found.rank, found.label))
 
 

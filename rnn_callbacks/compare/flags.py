@@ -44,7 +44,9 @@ def flags_seen(comparison: Comparison) -> list[FlagSeen]:
             place, _, name = rest.rpartition("/flags/")
             known = [at for at in firsts if np.isfinite(at)]
             first = min(known, default=np.nan)
-            meaning = _meaning(comparison, (at_end or ever)[-1], noun, quantity.tag) if at_end else ""
+            meaning = _meaning(comparison, at_end[-1], noun, quantity.tag) if at_end else ""
+            if meaning and len(at_end) > 1:  # its numbers are those of one run
+                meaning = f"{comparison.runs[at_end[-1]].name}: {meaning}"
             found.append(FlagSeen(noun, place, name, tuple(ever), tuple(at_end), first, meaning))
     return sorted(found, key=lambda flag: (-len(flag.at_end), -len(flag.ever)))
 

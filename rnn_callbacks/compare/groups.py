@@ -115,7 +115,23 @@ def _distinct(runs: Sequence[Run], numbers: Sequence[int]) -> tuple[int, ...]:
         content = _content(runs[number]) or ("nothing", number)
         if not any(_same(runs[number], runs[other]) for other in kept[content]):
             kept[content].append(number)
-    return tuple(sorted(number for alike in kept.values() for number in alike))
+    distinct = sorted(number for alike in kept.values() for number in alike)
+    others = [number for number in distinct if not runs[number].replayed]
+    return tuple(
+        number
+        for number in distinct
+        if not (runs[number].replayed and any(_is_replay(runs[number], runs[other]) for other in others))
+    )
+
+
+def _is_replay(one: Run, run: Run) -> bool:
+    """Whether a run that was replayed into another folder has the metrics of this one, to rounding."""
+    shared = [(one.series[tag], run.series[tag]) for tag in set(one.metrics) & set(run.metrics)]
+    agree = []
+    for mine, other in shared:
+        _, here, there = np.intersect1d(mine.steps, other.steps, return_indices=True)
+        agree += np.isclose(mine.values[here], other.values[there], rtol=1e-4, atol=0, equal_nan=True).tolist()
+    return bool(agree) and all(agree)
 
 
 def _content(run: Run) -> tuple[tuple[str, bytes, bytes], ...]:

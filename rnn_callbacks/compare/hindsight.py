@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..analysis.weight_trajectory import squared_distances
 from ..weight_snapshots import SnapshotFile
 from .comparison import Comparison
 from .embeddings import finite_rows, spread
+from .quantities import Quantity, quantity_of
 from .series import Axis, Series
 
 SETTLED = 0.1  # share of a quantity's whole range that it may still be off
@@ -33,29 +35,72 @@ class Hindsight:
 
     def order(self, run: int) -> list[str]:
         """Concepts that a run gained, first ones first."""
-        known = {name: epochs[run] for name, epochs in self.emerged.items() if np.isfinite(epochs[run])}
-        return sorted(known, key=lambda name: known[name])
+        return concepts_in_order(self.emerged, run)
 
 
 def hindsight(comparison: Comparison) -> Hindsight:
     """Look back from the end of each run."""
-    runs = range(len(comparison.runs))
+    pairs = [_to_goals(run.snapshots(), comparison.mode) for run in comparison.runs]
+    return Hindsight(
+        settled_places(comparison),
+        emergence_epochs(comparison),
+        [final for final, _ in pairs],
+        [best for _, best in pairs],
+    )
+
+
+def settled_places(comparison: Comparison) -> NDArray[np.float64]:
+    """`Hindsight.settled` alone, which needs no weights."""
     starts = comparison.starts()
-    settled = np.full((len(comparison.quantities), len(runs)), np.nan)
+    settled = np.full((len(comparison.quantities), len(comparison.runs)), np.nan)
     for row, quantity in enumerate(comparison.quantities):
-        if quantity.is_flag or quantity.total:
-            continue
-        for number in runs:
-            series = comparison.series[number].get(quantity.tag)
-            if series is not None:
-                settled[row, number] = settled_at(series, comparison.axis, starts[number])
-    emerged = {
+        for number, series in enumerate(comparison.series):
+            if quantity.tag in series and not (quantity.is_flag or quantity.total):
+                settled[row, number] = settled_at(series[quantity.tag], comparison.axis, starts[number])
+    return settled
+
+
+def emergence_epochs(comparison: Comparison) -> dict[str, NDArray[np.float64]]:
+    """`Hindsight.emerged` alone: what the last look of each run says, relative to its end."""
+    return {
         found["concept"]: comparison.values["final"][row]
         for row, quantity in enumerate(comparison.quantities)
         if (found := _EMERGENCE.fullmatch(quantity.tag))
     }
-    pairs = [_to_goals(run.snapshots(), comparison.mode) for run in comparison.runs]
-    return Hindsight(settled, emerged, [final for final, _ in pairs], [best for _, best in pairs])
+
+
+def concepts_in_order(emerged: Mapping[str, NDArray[np.float64]], run: int) -> list[str]:
+    """Concepts that a run gained, first ones first."""
+    known = {name: epochs[run] for name, epochs in emerged.items() if np.isfinite(epochs[run])}
+    return sorted(known, key=lambda name: known[name])
+
+
+def with_hindsight(comparison: Comparison, looked_back: Hindsight) -> Comparison:
+    """The comparison with two more quantities: the share of the way to the last and to the best weights that is left.
+
+    They are curves and numbers like others; differences in them are not tested.
+    """
+    goals = {"last": looked_back.to_final, "best": looked_back.to_best}
+    if comparison.axis == "time" or not any(len(found.steps) for curves in goals.values() for found in curves):
+        return comparison  # when a snapshot was taken is known in epochs and steps
+    series = [dict(known) for known in comparison.series]
+    added, rows = [], {moment: [known] for moment, known in comparison.values.items()}
+    for goal, curves in goals.items():
+        tag = f"weight_trajectory/total/left_to_{goal}"
+        rank = (quantity_of(tag).rank[0], 97)
+        added.append(Quantity(tag, "weight_trajectory", f"way to the {goal} weights that is left", "share", rank=rank))
+        for known, curve in zip(series, curves, strict=True):
+            if len(curve.steps):
+                known[tag] = curve
+        for moment, places in comparison.places.items():
+            found = [curve.at(at, comparison.axis) for curve, at in zip(curves, places, strict=True)]
+            rows[moment].append(np.array([found]))
+    return replace(
+        comparison,
+        series=series,
+        quantities=[*comparison.quantities, *added],
+        values={moment: np.concatenate(parts) for moment, parts in rows.items()},
+    )
 
 
 def settled_at(series: Series, axis: Axis = "epoch", start: float = np.nan, *, share: float = SETTLED) -> float:

@@ -96,7 +96,7 @@ def claims(comparison: Comparison) -> str:
     heads = ["one", "other"] if several else [group.name for group in comparison.groups]
     columns = ["quantity", "compared at", *heads, "difference / spread", "p, corrected"]
     note = (
-        "Mean ± standard deviation between seeds. "
+        "Mean ± standard deviation between seeds. Student's test with few seeds, Welch's with five or more of each: "
         "p is the chance of such a difference between seeds alone, corrected for everything that was compared (Holm)."
     )
     parts = [table("What differs beyond the spread between seeds", columns, rows, note=note)] if rows else []

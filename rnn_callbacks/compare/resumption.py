@@ -22,13 +22,18 @@ def is_metric(tag: str) -> bool:
     return tag.split("/")[0] not in NOUNS and tag not in NOT_METRICS
 
 
-def merged(files: Sequence[EventFile]) -> dict[str, Series]:
+def merged(files: Sequence[EventFile], replays: Sequence[EventFile] = ()) -> dict[str, Series]:
     """Files of one run as one series for each tag.
 
     A run that is resumed from a checkpoint repeats what came after it: what earlier files have from the later one's
     first step on is dropped, also of tags that the later one did not come to. ``trainer.test`` and
     ``trainer.validate`` leave files of their own and repeat nothing: they add what the training did not log, and what
     came before its first value. (In a process of its own an evaluation logs at step 0, whatever the checkpoint.)
+
+    Args:
+        files: of the run.
+        replays: files of replays of its checkpoints, which add what nobody logged while it was training. What looking
+            cost then is left out: there was no training to compare it with.
     """
     training: Parts = defaultdict(list)
     evaluation: Parts = defaultdict(list)
@@ -49,9 +54,21 @@ def merged(files: Sequence[EventFile]) -> dict[str, Series]:
         beside = joined(known)
         whole[tag] = joined([_before(beside, int(whole[tag].steps[0])), whole[tag]]) if tag in whole else beside
     epochs = whole.get("epoch")
-    return {
+    series = {
         tag: Series(known.steps, known.values, known.walls, epochs_of(known.steps, epochs))
         for tag, known in whole.items()
+    }
+    for replay in replays:
+        series = _replayed(replay) | series
+    return series
+
+
+def _replayed(file: EventFile) -> dict[str, Series]:
+    when = joined([_series(file.points["epoch"])]) if "epoch" in file.points else None
+    return {
+        tag: joined([Series(found.steps, found.values, found.walls, epochs_of(found.steps, when))])
+        for tag, found in file.points.items()
+        if not (tag.split("/")[0] in NOUNS and tag.endswith(("/seconds", "/overhead")))
     }
 
 

@@ -22,6 +22,8 @@ from .resumption import is_metric, merged
 from .run_folders import EVENTS, LOOK, METRICS, OURS, SETTINGS, by_number, run_folders, short_names
 from .series import Series, joined
 
+REPLAY = ".replay"  # how the event file of a replay ends
+
 
 @final
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Run:
     hyperparameters: Hyperparameters = field(default_factory=dict)
     looks: dict[str, list[LookFile]] = field(default_factory=dict)  # by noun, in order of steps
     problems: list[str] = field(default_factory=list)  # what could not be read, and why
+    replayed: bool = False  # whether its checkpoints were looked at afterwards
 
     @property
     def start(self) -> float:
@@ -125,14 +128,16 @@ def _read_run(name: str, folder: str, names: Iterable[str]) -> Run:
     run = Run(name, folder)
     files, root = fsspec.core.url_to_fs(folder)
     events: list[EventFile] = []
+    replays: list[EventFile] = []
     table: dict[str, Series] = {}
     settings: dict[str, Hyperparameters] = {}
     for short in sorted(names, key=by_number):
         path = posixpath.join(root, short)
         try:
             if short.startswith(EVENTS):
-                events.append(read_events(files.cat_file(path)))
-                problems = [events[-1].complaint] if events[-1].complaint else []
+                found = read_events(files.cat_file(path))
+                (replays if short.endswith(REPLAY) else events).append(found)
+                problems = [found.complaint] if found.complaint else []
             elif short == METRICS:
                 table, problems = read_csv(files.cat_file(path))
             elif short in SETTINGS:
@@ -144,7 +149,8 @@ def _read_run(name: str, folder: str, names: Iterable[str]) -> Run:
         for problem in problems:
             run.complain(short, problem)
     run.looks = _looks(posixpath.join(folder, short) for short in names)
-    run.series = table | merged(events)
+    run.replayed = bool(replays)
+    run.series = table | merged(events, replays)
     _add_looks(run)
     said = flattened({key: value for file in events for key, value in file.hyperparameters.items()})
     run.hyperparameters = settings.get("config.yaml", {}) | (settings.get("hparams.yaml") or said)

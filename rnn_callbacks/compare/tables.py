@@ -14,7 +14,7 @@ import numpy as np
 
 from .claims import mean_of
 from .comparison import MOMENTS, Comparison, Moment
-from .hindsight import hindsight
+from .hindsight import concepts_in_order, emergence_epochs, settled_places
 from .hyperparameters import Value
 from .quantities import SECTIONS, Quantity
 from .words import headline, listed, mean_and_spread, number
@@ -44,7 +44,7 @@ def runs_as_table(comparison: Comparison) -> Table:
         order.sort(key=lambda run: np.nan_to_num(best[run] if comparison.mode == "min" else -best[run], nan=np.inf))
     if found["group"] == found["run"]:
         del found["group"]
-    title = "Runs" + (f" by their best {comparison.metric}" if comparison.metric else "")
+    title = ("Runs" if len(order) > 1 else "Run") + (f" by their best {comparison.metric}" if comparison.metric else "")
     if len(order) > MOST_ROWS:
         title += f" (first {MOST_ROWS} of {len(order)})"
     settings = [name for name in found if name in comparison.settings or name.endswith(" (setting)")]
@@ -154,7 +154,7 @@ def _printable(text: str, widest: int = WIDEST) -> str:
 def long_table(comparison: Comparison) -> dict[str, list[Value]]:
     """A row for each quantity of each run; made for ``pandas.DataFrame``."""
     of_run = {number: group.name for group in comparison.groups for number in group.runs}
-    settled = hindsight(comparison).settled
+    settled = settled_places(comparison)
     rows = []
     for row, quantity in enumerate(comparison.quantities):
         for run, found in enumerate(comparison.runs):
@@ -179,7 +179,7 @@ def as_csv(table: Mapping[str, Sequence[Value]]) -> str:
 
 def as_json(comparison: Comparison) -> str:
     """Everything that the tables hold, for programs; numbers that are none are null."""
-    looked_back = hindsight(comparison)
+    emerged = emergence_epochs(comparison)
     return json.dumps(
         {
             "headline": headline(comparison),
@@ -196,7 +196,7 @@ def as_json(comparison: Comparison) -> str:
                     "folder": run.folder,
                     "hyperparameters": _jsonable(run.hyperparameters),
                     "places": {moment: _number(comparison.places[moment][number]) for moment in MOMENTS},
-                    "concepts_in_order": looked_back.order(number),
+                    "concepts_in_order": concepts_in_order(emerged, number),
                     "problems": run.problems,
                 }
                 for number, run in enumerate(comparison.runs)

@@ -9,7 +9,7 @@ import numpy as np
 from .claims import FEWEST, Difference
 from .comparison import Comparison
 from .flags import FlagSeen, flags_seen
-from .hyperparameters import Value
+from .hyperparameters import Value, matters
 from .quantities import COST, METRICS, Quantity
 
 MOST = 12  # items of a list in words
@@ -21,7 +21,8 @@ def headline(comparison: Comparison) -> list[str]:
     if len(comparison.runs) > 1:
         said += _settings(comparison)
         said += _repeats(comparison)
-        said += _placeless(comparison) + _unlike_ends(comparison)
+        said += _placeless(comparison) + _unlike_ends(comparison) + _unlike_audiences(comparison)
+        said += _replayed(comparison)
         said += _verdict(comparison)
     return said + _diverged(comparison) + _flags(comparison)
 
@@ -124,7 +125,10 @@ def _unlike_ends(comparison: Comparison) -> list[str]:
     if not len(known) or not known.max() > known.min():
         return []
     where = place(comparison, float(comparison.places["matched"][0]))
-    return [f"They are compared at {where}, the last that all of them reached, and where {_best(comparison)} is best."]
+    return [
+        f"They are compared at {where}, the last that all of them reached, and where {_best(comparison)} is best, for "
+        "which longer runs had more time."
+    ]
 
 
 def _placeless(comparison: Comparison) -> list[str]:
@@ -134,6 +138,25 @@ def _placeless(comparison: Comparison) -> list[str]:
     if not lost:
         return []
     return [f"No {comparison.axis} of {listed(lost, 4)} is known, so nothing of theirs can be compared by it."]
+
+
+def _unlike_audiences(comparison: Comparison) -> list[str]:
+    """Scores of probes rise with the sequences that they are fitted to."""
+    counts = [series["probes/sequences"].last for series in comparison.series if "probes/sequences" in series]
+    if len(set(counts)) < 2:
+        return []
+    low, high = number(min(counts)), number(max(counts))
+    return [f"Their probes saw unlike numbers of sequences ({low} to {high}), so scores of probes are not comparable."]
+
+
+def _replayed(comparison: Comparison) -> list[str]:
+    names = [run.name for run in comparison.runs if run.replayed]
+    if not names or len(names) == len(comparison.runs):
+        return []
+    return [
+        f"Only from checkpoints known: {listed(names, 4)}. A path of weights may begin at the first one there, so that "
+        "its distances are smaller, and nothing is known of gradients."
+    ]
 
 
 def _best(comparison: Comparison) -> str:
@@ -146,6 +169,8 @@ def _verdict(comparison: Comparison) -> list[str]:
     if _alike_everywhere(comparison):
         return ["Nothing differs anywhere: every number is the same in all runs."]
     if len(comparison.groups) == 1:
+        if any(matters(name) for name in comparison.settings):
+            return ["They were put into one group all the same, so nothing is compared with anything."]
         return ["All runs are of one configuration, so what differs between them is their seeds' doing."]
     if not comparison.testable:
         return [
@@ -162,8 +187,8 @@ def _verdict(comparison: Comparison) -> list[str]:
         if len(claimed) > MOST:
             said.append(f"- and {len(claimed) - MOST} more")
     else:
-        said.append("Nothing differs by more than seeds explain.")
-    if same and claimed:
+        said.append("No difference can be told from chance with these seeds.")
+    if same:
         said.append("Not beyond what seeds may explain:")
     said += [f"- {line}" for line in same[:MOST]]
     return said
@@ -252,4 +277,6 @@ def run_names(comparison: Comparison, numbers: Sequence[int]) -> str:
     for group in comparison.groups:
         if len(group.runs) > 1 and set(group.runs) == set(numbers):
             return group.name
-    return listed((comparison.runs[number].name for number in numbers), 4)
+    if len(numbers) > 4:
+        return f"{len(numbers)} of {len(comparison.runs)} runs"
+    return listed(comparison.runs[number].name for number in numbers)

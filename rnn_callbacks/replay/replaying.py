@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,8 @@ def replay(
     rank_zero_info(_announce(found, model_is_start=model_is_start))
     own = [path for path in place.glob(EVENTS) if path.suffix != SUFFIX]
     past.attach(trainer, ReplayLogger(place.absolute()), metrics=not own, clear=lambda: _clear(place, nouns))
-    with undisturbed_rng(), set_up_for_fit(model, datamodule):
+    with undisturbed_rng(), set_up_for_fit(model, datamodule), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")  # Lightning's own
         trainer.validate(model, dataloaders, datamodule=datamodule, verbose=False)
     if made_here and found[-1].settings:  # runs are told apart by them
         save_hparams_to_yaml(place / "hparams.yaml", dict(found[-1].settings))
@@ -163,7 +165,7 @@ def _announce(found: Sequence[Checkpoint], *, model_is_start: bool) -> str:
     else:
         words += (
             " The weights that training began with are not known: the path of the weights begins at the first "
-            "checkpoint, and untrained is a network that is built like this one."
+            "checkpoint, and what is called untrained is the model as it came."
         )
     return words
 

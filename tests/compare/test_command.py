@@ -218,3 +218,15 @@ def test_letters_that_the_output_does_not_have_become_question_marks(logs):
     out, err = process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert b" ? " in out
+
+
+def test_a_run_without_numbers_is_named_and_left_out(tmp_path, capsys):
+    write_run(tmp_path / "full", {"val_loss": [2.0, 1.0]})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "events.out.tfevents.1").write_bytes(b"")
+    assert main(["compare", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("One run, full")
+    assert "empty: has logged no number; left out" in said.err
+    assert main(["compare", str(tmp_path / "empty")]) == 2
+    assert "no run has logged any number" in capsys.readouterr().err

@@ -216,3 +216,13 @@ def test_two_values_of_a_coarse_metric_are_no_difference():
         for n in range(3)
     ]
     assert compare(runs, metric="acc").claimed == []
+
+
+def test_numbers_about_a_look_are_never_claimed():
+    generator = np.random.default_rng(0)
+    runs = []
+    for cell, level in (("gru", 1.0), ("lstm", 2.0)):
+        for seed in range(3):
+            numbers = {"gates/a.l0/rebuild_error": [level + 0.01 * generator.normal()], "gates/seconds": [level]}
+            runs.append(run(f"{cell}{seed}", numbers, {"cell": cell}))
+    assert compare(runs, tags=["gates/*"]).differences == []

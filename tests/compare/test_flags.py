@@ -79,3 +79,17 @@ def test_a_damaged_look_costs_only_the_meaning(tmp_path):
     (tmp_path / "epoch=0001-step=00000001-part=1.npz").write_bytes(b"damaged")
     assert flags_seen(compare([one]))[0].meaning == ""
     assert len(one.problems) == 1
+
+
+def test_the_words_of_one_run_are_not_put_into_the_mouth_of_others(tmp_path):
+    runs = []
+    for name in ("first", "second"):
+        found = run(name, {"gates/a.l0/flags/frozen": [1]})
+        path = str(tmp_path / f"{name}.npz")
+        save(Report({}, texts={"gates/a.l0/flags/frozen": f"of {name}"}), path, epoch=0, step=9)
+        found.looks["gates"] = [LookFile(path, 0, 9, 1)]
+        runs.append(found)
+    (seen,) = flags_seen(compare(runs))
+    assert seen.meaning == "second: of second"
+    (alone,) = flags_seen(compare(runs[:1]))
+    assert alone.meaning == "of first"

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rnn_callbacks.compare import compare
-from rnn_callbacks.compare.hindsight import hindsight, settled_at
+from rnn_callbacks.compare.hindsight import hindsight, settled_at, with_hindsight
 
 from .known_runs import run, series, write_snapshots
 
@@ -73,3 +73,27 @@ def test_weights_that_do_not_move_have_no_way_to_go(tmp_path, rows):
 
 def test_without_snapshots_there_is_no_distance():
     assert len(hindsight(compare([run("a", {"loss": [1]})])).to_final[0].values) == 0
+
+
+def test_the_way_that_is_left_joins_the_comparison_as_a_quantity(tmp_path):
+    rows = np.array([[0.0], [3.0], [5.0], [4.0]])
+    write_snapshots(tmp_path, rows, values=[5, 4, 1, 3], facts={"mode": "min"})
+    comparison = compare([run("a", {"val_loss": [5, 4, 1, 3]}, folder=tmp_path), run("b", {"val_loss": [1]})])
+    whole = with_hindsight(comparison, hindsight(comparison))
+    assert len(whole.quantities) == len(comparison.quantities) + 2 == len(whole.values["best"])
+    by_tag = {quantity.tag: row for row, quantity in enumerate(whole.quantities)}
+    last, best = (by_tag[f"weight_trajectory/total/left_to_{goal}"] for goal in ("last", "best"))
+    assert whole.places["best"][0] == 2
+    assert whole.values["best"][last].tolist() == pytest.approx([0.25, np.nan], nan_ok=True)
+    assert whole.values["final"][[last, best], 0].tolist() == pytest.approx([0, 0.2])
+    np.testing.assert_allclose(whole.series[0]["weight_trajectory/total/left_to_best"].values, [1, 0.4, 0, 0.2])
+    assert "weight_trajectory/total/left_to_best" not in whole.series[1]
+    assert whole.differences == comparison.differences
+
+
+def test_without_snapshots_or_by_time_nothing_joins(tmp_path):
+    comparison = compare([run("a", {"loss": [2, 1]})])
+    assert with_hindsight(comparison, hindsight(comparison)) is comparison
+    write_snapshots(tmp_path, np.array([[0.0], [3.0], [5.0]]), values=[3, 2, 1], facts={"mode": "min"})
+    by_time = compare([run("a", {"loss": [2, 1]}, folder=tmp_path)], axis="time")
+    assert with_hindsight(by_time, hindsight(by_time)) is by_time

@@ -189,5 +189,8 @@ def test_what_differs_is_marked():
 
 
 def test_a_label_has_its_unit():
-    assert label_of(quantity_of("gradient_flow/m.l0/horizon")) == "m.l0: gradient horizon (steps)"
+    assert (
+        label_of(quantity_of("gradient_flow/m.l0/horizon"))
+        == "m.l0: gradient horizon (at most ten times the sequence) (steps)"
+    )
     assert label_of(quantity_of("loss")) == "loss"

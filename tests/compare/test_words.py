@@ -87,7 +87,9 @@ def test_claims_are_lines_with_both_means():
 
 def test_nothing_is_claimed_where_nothing_differs():
     generator = np.random.default_rng(0)
-    assert "Nothing differs by more than seeds explain." in said(seeds(5, generator, cell="gru") + seeds(5, generator))
+    assert "No difference can be told from chance with these seeds." in said(
+        seeds(5, generator, cell="gru") + seeds(5, generator)
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,10 @@ def test_settings_that_only_look_alike_are_quoted():
 def test_unlike_ends_are_told():
     words = said([run("a", {"val_loss": [1, 2, 3]}), run("b", {"val_loss": [1, 2]})])
     assert "up to epoch 1 (the shortest) or epoch 2 (the longest)" in words
-    assert "They are compared at epoch 1, the last that all of them reached, and where val_loss is best." in words
+    assert (
+        "They are compared at epoch 1, the last that all of them reached, and where val_loss is best, for which"
+        in words
+    )
 
 
 def test_standing_flags_are_told_and_their_absence_only_of_watched_runs():
@@ -176,3 +181,34 @@ def test_runs_are_named_by_their_group_where_they_are_one():
 def test_a_number_that_one_run_lacks_is_a_difference_and_none_at_all_is_no_equality():
     assert "Nothing differs anywhere" not in said([run("a", {"m": [1]}), run("b", {"m": [1], "n": [np.nan]})])
     assert "Nothing differs anywhere" not in said([run("a", {"m": [np.nan]}), run("b", {"m": [np.nan]})])
+
+
+def test_probes_of_unlike_audiences_are_not_called_comparable():
+    few, many = run("a", {"probes/sequences": [300, 300]}), run("b", {"probes/sequences": [3000]})
+    said = headline(compare([few, many]))
+    assert any("unlike numbers of sequences (300 to 3000), so scores of probes are not comparable" in w for w in said)
+    assert not any(
+        "unlike numbers" in words for words in headline(compare([few, run("b", {"probes/sequences": [300]})]))
+    )
+
+
+def test_runs_that_were_replayed_are_told_beside_others():
+    one, other = run("a", {"loss": [1, 2]}), run("b", {"loss": [2, 3]})
+    other.replayed = True
+    assert any(words.startswith("Only from checkpoints known: b.") for words in headline(compare([one, other])))
+    one.replayed = True
+    assert not any("checkpoints" in words for words in headline(compare([one, other])))
+
+
+def test_unlike_configurations_in_one_group_are_not_called_alike():
+    runs = [run(name, {"loss": [1, end]}, {"lr": lr}) for name, end, lr in (("a", 2, 0.1), ("b", 3, 0.2))]
+    runs[0].folder, runs[1].folder = "/logs/exp/a", "/logs/exp/b"
+    words = "\n".join(headline(compare(runs, group_by=["experiment"])))
+    assert "They were put into one group all the same" in words
+    assert "seeds" not in words
+
+
+def test_many_runs_are_counted_and_not_named():
+    flags = [[1], [1], [1], [1], [1], [0], [0]]
+    runs = [run(f"r{n}", {"loss": [n], "gates/a.l0/flags/frozen": flag}) for n, flag in enumerate(flags)]
+    assert "frozen in a.l0 (5 of 7 runs)" in headline(compare(runs))[-1]
