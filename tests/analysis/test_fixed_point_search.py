@@ -129,10 +129,9 @@ def test_long_memories_do_not_make_an_isolated_point_degenerate(open_):
     assert not found.points.degenerate.any()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_fresh_lstm_with_a_forget_bias_of_3_has_a_point(seed):
+def test_fresh_lstm_with_a_forget_bias_of_3_has_a_point():
     """A common start for long memories; a bounded map of a box into itself has a fixed point (Brouwer)."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     module = nn.LSTM(2, 64, batch_first=True)
     module.bias_ih_l0.data[64:128] = 3
     with torch.no_grad():

@@ -181,3 +181,15 @@ def test_a_real_training_resumed_tested_and_validated_is_one_path(tmp_path):
     assert both["val_epoch"].epochs.tolist() == [0, 1, 2, 3, 4]
     assert (np.diff(both["train_step"].values) < 0).all()  # as of one descent
     assert both["test_epoch"].steps.tolist() == [8]
+
+
+def test_a_replay_adds_what_is_not_there_and_changes_nothing():
+    run = file(0, {"epoch": of(0, 9) | of(1, 19), "val_loss": of(2, 9) | of(1, 19)})
+    numbers = {"val_loss": of(7, 9), "gates/a/mean": of(3, 9), "gates/seconds": of(1, 9), "gates/overhead": of(1, 9)}
+    series = merged([run], [file(100, {"epoch": of(4, 9), **numbers})])
+    assert series.keys() == {"epoch", "val_loss", "gates/a/mean"}
+    assert series["val_loss"].values.tolist() == [2, 1]
+    assert (series["gates/a/mean"].steps.tolist(), series["gates/a/mean"].epochs.tolist()) == ([9], [4])
+    alone = merged([], [file(100, numbers)])
+    assert alone["val_loss"].values.tolist() == [7]
+    assert np.isnan(alone["val_loss"].epochs).all()
