@@ -119,28 +119,31 @@ def run_show(options: argparse.Namespace) -> int:
 
 def _write(comparison: Comparison, options: argparse.Namespace) -> None:
     """Files first, so that a closed pipe loses nothing; then what is printed."""
-    if options.html is not None:
-        from .embeddings import joint_embeddings  # with what they bring, only for those who want a page
-        from .hindsight import hindsight, with_hindsight
-        from .page import write_page
-
-        whole = with_hindsight(comparison, hindsight(comparison))
-        write_page(whole, options.html, embeddings=joint_embeddings(comparison), headline=headline(comparison))
+    if options.html is not None or options.tensorboard is not None:
+        _write_pictures(comparison, options)
     if options.report is not None:
         from .field_report import field_report
 
         options.report.write_text(field_report(comparison), encoding="utf-8")
-    if options.tensorboard is not None:
-        from .embeddings import joint_embeddings
-        from .pictures import figures_of
-        from .to_tensorboard import write_tensorboard
-
-        write_tensorboard(comparison, options.tensorboard, figures_of(comparison, joint_embeddings(comparison)))
     _print(_printed(comparison, options))
     for path in (options.html, options.report, options.tensorboard):
         if path is not None:
             _say(f"written: {path}")
     _say_problems(comparison.runs)
+
+
+def _write_pictures(comparison: Comparison, options: argparse.Namespace) -> None:
+    from .embeddings import joint_embeddings  # with what they bring, only for those who want pictures
+    from .hindsight import hindsight, with_hindsight
+    from .page import write_page
+    from .pictures import figures_of
+    from .to_tensorboard import write_tensorboard
+
+    whole, embeddings = with_hindsight(comparison, hindsight(comparison)), joint_embeddings(comparison)
+    if options.html is not None:
+        write_page(whole, options.html, embeddings=embeddings, headline=headline(comparison))
+    if options.tensorboard is not None:
+        write_tensorboard(whole, options.tensorboard, figures_of(whole, embeddings))
 
 
 def _printed(comparison: Comparison, options: argparse.Namespace) -> str:

@@ -14,7 +14,8 @@ from .claims import ALPHA, Difference, claim, find_differences, grain
 from .groups import Group, differing, find_groups
 from .hyperparameters import Value
 from .metric_choice import Mode, choose_metric
-from .quantities import METRICS, Quantity, common_series, quantity_of
+from .quantities import METRICS, Quantity, common_names, common_series, quantity_of
+from .resumption import NOT_METRICS
 from .runs import Run
 from .series import AXES, Axis, Series
 
@@ -25,14 +26,6 @@ MOMENTS: dict[Moment, str] = {
     "best": "where each run's metric was best",
 }
 
-_DIAGNOSTIC = (
-    "/rebuild_error",
-    "/gradient_error",
-    "/seconds",
-    "/overhead",
-    "/failed_looks",
-)  # of a look, not a network
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -40,6 +33,7 @@ class Comparison:
     """R runs compared by Q quantities."""
 
     runs: list[Run]
+    names: list[Mapping[str, str]]  # of each run its layers that have another name here; see `common_names`
     series: list[dict[str, Series]]  # of each run, under names that all have in common
     groups: list[Group]
     axis: Axis
@@ -73,12 +67,14 @@ class Comparison:
             "group": [of_run[number] for number in range(len(self.runs))],
         }
         table |= {_unlike(table, name, "setting"): values for name, values in self.settings.items()}
-        table[_unlike(table, "last epoch")] = [_plain(run.last_epoch) for run in self.runs]
+        table[_unlike(table, "last epoch")] = [as_jsonable(run.last_epoch) for run in self.runs]
         table[_unlike(table, "last step")] = [run.last_step for run in self.runs]
         if self.metric:
             rows = [number for number, quantity in enumerate(self.quantities) if quantity.tag == self.metric]
-            table[_unlike(table, f"best {self.axis}")] = [_plain(place) for place in self.places["best"]]
-            table[_unlike(table, f"best {self.metric}")] = [_plain(value) for value in self.values["best"][rows[0]]]
+            table[_unlike(table, f"best {self.axis}")] = [as_jsonable(place) for place in self.places["best"]]
+            table[_unlike(table, f"best {self.metric}")] = [
+                as_jsonable(value) for value in self.values["best"][rows[0]]
+            ]
         return table
 
     def values_table(self, moment: Moment = "final", *, details: bool = False) -> dict[str, list[Value]]:
@@ -92,7 +88,7 @@ class Comparison:
         }
         for number, run in enumerate(self.runs):
             name = _unlike(table, run.name, "run")
-            table[name] = [_plain(self.values[moment][row, number]) for row in rows]
+            table[name] = [as_jsonable(self.values[moment][row, number]) for row in rows]
         return table
 
     def differences_table(self) -> dict[str, list[Value]]:
@@ -104,15 +100,15 @@ class Comparison:
             "moment": [found.moment for found in rows],
             "group_a": [self.groups[found.groups[0]].name for found in rows],
             "group_b": [self.groups[found.groups[1]].name for found in rows],
-            "mean_a": [_plain(found.means[0]) for found in rows],
-            "mean_b": [_plain(found.means[1]) for found in rows],
-            "spread_a": [_plain(found.spreads[0]) for found in rows],
-            "spread_b": [_plain(found.spreads[1]) for found in rows],
+            "mean_a": [as_jsonable(found.means[0]) for found in rows],
+            "mean_b": [as_jsonable(found.means[1]) for found in rows],
+            "spread_a": [as_jsonable(found.spreads[0]) for found in rows],
+            "spread_b": [as_jsonable(found.spreads[1]) for found in rows],
             "runs_a": [found.counts[0] for found in rows],
             "runs_b": [found.counts[1] for found in rows],
-            "effect": [_plain(found.effect) for found in rows],
-            "p_value": [_plain(found.p_value) for found in rows],
-            "p_adjusted": [_plain(found.adjusted) for found in rows],
+            "effect": [as_jsonable(found.effect) for found in rows],
+            "p_value": [as_jsonable(found.p_value) for found in rows],
+            "p_adjusted": [as_jsonable(found.adjusted) for found in rows],
             "claimed": [found.claimed for found in rows],
         }
 
@@ -152,7 +148,8 @@ def compare(
     if mode not in (None, "min", "max"):
         raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
     groups = find_groups(runs, group_by)
-    series = common_series(runs)
+    names = common_names(runs)
+    series = common_series(runs, names)
     axis = axis or _best_axis(runs)
     metric, mode = choose_metric(runs, metric, mode)
     quantities = _quantities(series, tags, metric)
@@ -188,6 +185,7 @@ def compare(
         )
     return Comparison(
         list(runs),
+        names,
         series,
         groups,
         axis,
@@ -202,7 +200,7 @@ def compare(
 
 
 def _quantities(series: Sequence[dict[str, Series]], patterns: Sequence[str], metric: str) -> list[Quantity]:
-    having = dict.fromkeys(tag for found in series for tag in found if tag not in ("epoch", "step", "hp_metric"))
+    having = dict.fromkeys(tag for found in series for tag in found if tag not in NOT_METRICS)
     chosen = [tag for tag in having if any(fnmatchcase(tag, pattern) for pattern in patterns)]
     if patterns and not chosen:
         raise ValueError(
@@ -212,14 +210,13 @@ def _quantities(series: Sequence[dict[str, Series]], patterns: Sequence[str], me
     quantities = [quantity_of(tag) for tag in kept]
     if patterns:
         quantities = [
-            replace(quantity, headline=quantity.tag in chosen and not quantity.tag.endswith(_DIAGNOSTIC))
-            for quantity in quantities
+            replace(quantity, headline=quantity.tag in chosen and not quantity.is_diagnostic) for quantity in quantities
         ]
     return sorted(quantities, key=lambda found: (found.rank, found.label))
 
 
-def _plain(value: float) -> float | None:
-    """As JSON can say it."""
+def as_jsonable(value: float) -> float | None:
+    """A number, None where it is none: JSON has no NaN."""
     return float(value) if np.isfinite(value) else None
 
 

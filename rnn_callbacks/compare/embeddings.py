@@ -15,7 +15,7 @@ from ..analysis.step_gram import StepGram
 from ..analysis.weight_trajectory import path_components, squared_distances
 from ..weight_snapshots import SnapshotFile
 from .comparison import Comparison
-from .series import Axis
+from .series import Axis, evenly
 
 MOST_POINTS = 240  # of all runs together; PHATE's cost grows with the cube
 FEWEST = 3  # points of a run
@@ -92,7 +92,7 @@ def finite_rows(saved: SnapshotFile, rows: NDArray[np.int64]) -> NDArray[np.int6
 
 def _some(numbers: Sequence[int]) -> tuple[list[int], dict[int, str]]:
     """Runs evenly spread over many, and why the others are left out."""
-    kept = [numbers[place] for place in spread(len(numbers), MOST_RUNS)]
+    kept = [numbers[place] for place in evenly(len(numbers), MOST_RUNS)]
     why = f"of {len(numbers)} runs {MOST_RUNS} are shown"
     return kept, dict.fromkeys(set(numbers).difference(kept), why)
 
@@ -104,7 +104,7 @@ def _layout(saved: SnapshotFile) -> tuple[object, ...]:
 
 def _join(files: dict[int, SnapshotFile], axis: Axis, left_out: dict[int, str]) -> JointEmbedding:
     most = max(FEWEST, MOST_POINTS // len(files))
-    shown = {number: finite_rows(saved, spread(len(saved), most)) for number, saved in files.items()}
+    shown = {number: finite_rows(saved, evenly(len(saved), most)) for number, saved in files.items()}
     counts = [len(rows) for rows in shown.values()]
     ends = np.cumsum(counts)
 
@@ -152,7 +152,7 @@ def joint_metrics(comparison: Comparison) -> list[JointEmbedding]:
         looks = {quantity.tag: series[quantity.tag].on(comparison.axis, start) for quantity in tags}
         known = np.unique(np.concatenate([*looks.values(), np.zeros(0)]))
         known = known[np.isfinite(known)]
-        for place in known[spread(len(known), max(FEWEST, MOST_POINTS // max(1, len(having))))]:
+        for place in known[evenly(len(known), max(FEWEST, MOST_POINTS // max(1, len(having))))]:
             values = np.array([series[quantity.tag].at(place, comparison.axis, start) for quantity in tags])
             for column, quantity in enumerate(tags):
                 if quantity.logarithmic:
@@ -176,12 +176,6 @@ def joint_metrics(comparison: Comparison) -> list[JointEmbedding]:
 
 
 # ---- both ----------------------------------------------------------------------------------------------------------
-
-
-def spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of a number of points, evenly spread, with the first and the last."""
-    found: NDArray[np.int64] = np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(np.int64))
-    return found
 
 
 def _embedded(

@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 
 from .comparison import Comparison
+from .quantities import renamed
 
 
 @final
@@ -57,17 +58,7 @@ def _meaning(comparison: Comparison, number: int, noun: str, tag: str) -> str:
     for look in reversed(run.looks.get(noun, [])):
         saved = run.read_look(look)
         texts = {} if saved is None else saved.report.texts
-        own = tag if tag in texts else next((key for key in texts if key.count("/") > 1 and _is_same(key, tag)), None)
-        if own is not None:
-            return texts[own]
+        for own, text in texts.items():
+            if renamed(own, comparison.names[number]) == tag:
+                return text
     return ""
-
-
-def _is_same(key: str, tag: str) -> bool:
-    """Whether both are the same flag of the same cell or context, in a layer of any name."""
-    (_, layer, *where), (_, other, *wanted) = key.split("/"), tag.split("/")
-    return (
-        where == wanted
-        and ("." in layer) == ("." in other)
-        and (layer.rpartition(".")[2] == other.rpartition(".")[2] or "." not in layer)
-    )

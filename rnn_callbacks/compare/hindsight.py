@@ -14,9 +14,9 @@ from ..analysis.step_gram import StepGram
 from ..analysis.weight_trajectory import squared_distances
 from ..weight_snapshots import SnapshotFile
 from .comparison import Comparison
-from .embeddings import finite_rows, spread
+from .embeddings import finite_rows
 from .quantities import Quantity, quantity_of
-from .series import Axis, Series
+from .series import Axis, Series, evenly
 
 SETTLED = 0.1  # share of a quantity's whole range that it may still be off
 MOST_POINTS = 200  # snapshots of a run
@@ -135,7 +135,7 @@ def _to_goals(saved: SnapshotFile | None, mode: str) -> tuple[Series, Series]:
     known = np.flatnonzero(np.isfinite(values))
     better = np.argmax if saved.facts.get("mode", mode) == "max" else np.argmin
     best = int(known[better(np.array(values)[known])]) if len(known) else None
-    rows = np.union1d(spread(len(saved), MOST_POINTS), [] if best is None else [best]).astype(np.int64)
+    rows = np.union1d(evenly(len(saved), MOST_POINTS), [] if best is None else [best]).astype(np.int64)
     rows = finite_rows(saved, rows)
     if len(rows) < 2 or rows[0] > 0 or rows[-1] < len(saved) - 1 or (best is not None and best not in rows):
         return nothing, nothing  # there is no start or no goal that is a number

@@ -17,7 +17,7 @@ from .comparison import Comparison
 from .embeddings import JointEmbedding
 from .planes import choose_planes
 from .quantities import METRICS, SECTIONS, Quantity
-from .series import Axis, Series
+from .series import Axis, Series, evenly
 
 MOST_THICK = 8  # groups of a single run, beyond which their lines are thin
 MOST_POINTS = 300  # of a line; of longer ones the lowest and highest of each stretch remain
@@ -124,9 +124,7 @@ def middle(lines: Sequence[Points], logarithmic: bool) -> tuple[NDArray[np.float
 def places_of(lines: Sequence[Points]) -> NDArray[np.float64]:
     """Every place where one of the lines has a point; of too many, evenly chosen ones."""
     grid = np.unique(np.concatenate([x for x, _ in lines]))
-    if len(grid) <= MOST_POINTS:
-        return grid
-    chosen: NDArray[np.float64] = grid[np.unique(np.linspace(0, len(grid) - 1, MOST_POINTS).round().astype(int))]
+    chosen: NDArray[np.float64] = grid[evenly(len(grid), MOST_POINTS)]
     return chosen
 
 

@@ -15,7 +15,8 @@ from ..figures.comparison_planes import Frame, Scatter, Track
 from .cast import Cast
 from .comparison import Comparison
 from .embeddings import JointEmbedding
-from .runs import Run
+from .quantities import renamed
+from .series import evenly
 
 MOST_FRAMES = 24  # positions of the slider
 MOST_TRACKS = 24  # runs whose fixed points are drawn
@@ -94,10 +95,8 @@ def _in_turn(comparison: Comparison, cast: Cast) -> list[int]:
 def _read_looks(comparison: Comparison, number: int) -> dict[str, list[_Look]]:
     """Looks by context, under the names that all runs have in common."""
     run = comparison.runs[number]
-    names = {id(series): tag for tag, series in comparison.series[number].items()}
-    common = {f"{tag}/": f"{names.get(id(series), tag)}/" for tag, series in run.series.items()}
     files = run.looks["fixed_points"]
-    files = [files[row] for row in np.unique(np.linspace(0, len(files) - 1, MOST_FRAMES).round().astype(int))]
+    files = [files[row] for row in evenly(len(files), MOST_FRAMES)]
     found: dict[str, list[_Look]] = {}
     for file in files:
         saved = run.read_look(file)
@@ -111,29 +110,16 @@ def _read_looks(comparison: Comparison, number: int) -> dict[str, list[_Look]]:
             except KeyError:  # of another version
                 continue
             if len({len(part) for part in parts}) == 1:
-                found.setdefault(_common_name(run, base, common), []).append(look)
+                context = renamed(base.rstrip("/"), comparison.names[number]).removeprefix("fixed_points/")
+                found.setdefault(context, []).append(look)
     return found
-
-
-def _common_name(run: Run, base: str, common: dict[str, str]) -> str:
-    for old, new in common.items():
-        if old.startswith(base):
-            return new.removesuffix(old.removeprefix(base)).removeprefix("fixed_points/").strip("/")
-    return base.removeprefix("fixed_points/").strip("/")
 
 
 def _slider(looked: Where, others: Where) -> Where:
     """Positions: every look at fixed points if there is room, and as many others between as fit."""
-    looked = _spread(looked, MOST_FRAMES)
+    looked = looked[evenly(len(looked), MOST_FRAMES)]
     others = np.setdiff1d(others, looked)
-    return np.union1d(looked, _spread(others, max(MOST_FRAMES - len(looked), 2)) if len(others) else others)
-
-
-def _spread(places: Where, most: int) -> Where:
-    if len(places) <= most:
-        return places
-    chosen: Where = places[np.unique(np.linspace(0, len(places) - 1, most).round().astype(int))]
-    return chosen
+    return np.union1d(looked, others[evenly(len(others), max(MOST_FRAMES - len(looked), 2))] if len(others) else others)
 
 
 def _label(comparison: Comparison, place: float) -> str:

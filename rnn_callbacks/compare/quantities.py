@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
-from .resumption import NOUNS
+from .resumption import NOT_METRICS, NOUNS
 from .runs import Run
 from .series import Series
 
@@ -60,6 +60,11 @@ class Quantity:
     def is_flag(self) -> bool:
         """Whether it is 1 or 0."""
         return "/flags/" in self.tag
+
+    @property
+    def is_diagnostic(self) -> bool:
+        """Whether it is about a look, and not about the network."""
+        return self.section == COST or self.tag.endswith(("/rebuild_error", "/gradient_error"))
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def quantity_of(tag: str) -> Quantity:
     noun, _, rest = tag.partition("/")
     section = _SECTION_RANK.get(noun, 0)
     if noun not in NOUNS:
-        detail = tag.startswith("lr-") or tag.endswith("_step") or tag in ("epoch", "hp_metric", "step")
+        detail = tag.startswith("lr-") or tag.endswith("_step") or tag in NOT_METRICS
         return Quantity(tag, METRICS, tag, better=direction(tag), headline=not detail, rank=(section, 99 * detail))
     if rest in _COST:
         rank = _SECTION_RANK[COST], list(_COST).index(rest)
@@ -154,17 +159,24 @@ def direction(metric: str) -> Better:
     return "high" if _GOOD.search(words) else ""
 
 
-def common_series(runs: Sequence[Run]) -> list[dict[str, Series]]:
-    """Series of each run under names that all have in common.
+def common_names(runs: Sequence[Run]) -> list[Mapping[str, str]]:
+    """Of each run its layers that go by another name in a comparison, and that name.
 
-    A layer that every run calls by another name (``lstm`` here, ``gru`` there) becomes ``recurrent`` where each run has
-    only one such; and what LSTM and GRU have in common, the share of the state that is kept (forget gate; 1 - update),
-    becomes ``retention``.
+    A layer that every run calls differently (``lstm`` here, ``gru`` there) becomes ``recurrent`` where each run has
+    only one such.
     """
-    names = _common_modules([set(_modules(run.series)) for run in runs])
+    return _common_modules([set(_modules(run.series)) for run in runs])
+
+
+def common_series(runs: Sequence[Run], names: Sequence[Mapping[str, str]]) -> list[dict[str, Series]]:
+    """Series of each run under the names that all have in common.
+
+    What LSTM and GRU have in common, the share of the state that is kept (forget gate; 1 - update), becomes
+    ``retention``.
+    """
     found = []
-    for run, renamed in zip(runs, names, strict=True):
-        series = {_renamed(tag, renamed): values for tag, values in run.series.items()}
+    for run, own in zip(runs, names, strict=True):
+        series = {renamed(tag, own): values for tag, values in run.series.items()}
         found.append(series | _retention(series))
     return found
 
@@ -187,7 +199,8 @@ def _common_modules(modules: Sequence[set[str]]) -> list[Mapping[str, str]]:
     return [dict.fromkeys(left, COMMON) for left in own]
 
 
-def _renamed(tag: str, names: Mapping[str, str]) -> str:
+def renamed(tag: str, names: Mapping[str, str]) -> str:
+    """A tag of a run as the comparison calls it."""
     noun, _, rest = tag.partition("/")
     if not names or noun not in NOUNS:
         return tag

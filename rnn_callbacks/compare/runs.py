@@ -17,7 +17,6 @@ from ..weight_snapshots import SnapshotFile
 from .event_files import EventFile, read_events
 from .hyperparameters import Hyperparameters, flattened, read_yaml
 from .metrics_csv import read_csv
-from .resumption import NOUNS as NOUNS
 from .resumption import is_metric, merged
 from .run_folders import EVENTS, LOOK, METRICS, OURS, SETTINGS, by_number, run_folders, short_names
 from .series import Series, joined

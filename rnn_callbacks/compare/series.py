@@ -42,6 +42,12 @@ class Series:
         return float(known[-1]) if len(known) else np.nan
 
 
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many of a number of things, evenly chosen, with the first and the last: ``(n,)``, increasing."""
+    found: NDArray[np.int64] = np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(np.int64))
+    return found
+
+
 def joined(parts: Sequence[Series]) -> Series:
     """Series of one number from several sources; where two have the same step, the later source counts.
 

@@ -13,10 +13,10 @@ from typing import Any, final
 import numpy as np
 
 from .claims import mean_of
-from .comparison import MOMENTS, Comparison, Moment
+from .comparison import MOMENTS, Comparison, Moment, as_jsonable
 from .hindsight import concepts_in_order, emergence_epochs, settled_places
 from .hyperparameters import Value
-from .quantities import SECTIONS, Quantity
+from .quantities import SECTIONS
 from .words import headline, listed, mean_and_spread, number
 
 MOST_COLUMNS = 6  # groups beside each other; the best ones by the metric
@@ -158,10 +158,10 @@ def long_table(comparison: Comparison) -> dict[str, list[Value]]:
     rows = []
     for row, quantity in enumerate(comparison.quantities):
         for run, found in enumerate(comparison.runs):
-            values = [_number(comparison.values[moment][row, run]) for moment in MOMENTS]
+            values = [as_jsonable(comparison.values[moment][row, run]) for moment in MOMENTS]
             if any(value is not None for value in values):
                 named = (found.name, of_run[run], quantity.section, quantity.label, quantity.tag, quantity.unit)
-                rows.append((*named, *values, _number(settled[row, run])))
+                rows.append((*named, *values, as_jsonable(settled[row, run])))
     names = ("run", "group", "section", "quantity", "tag", "unit", *MOMENTS, "settled_at")
     columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True)) or [() for _ in names]
     return {name: list(column) for name, column in zip(names, columns, strict=True)}
@@ -195,7 +195,7 @@ def as_json(comparison: Comparison) -> str:
                     "name": run.name,
                     "folder": run.folder,
                     "hyperparameters": _jsonable(run.hyperparameters),
-                    "places": {moment: _number(comparison.places[moment][number]) for moment in MOMENTS},
+                    "places": {moment: as_jsonable(comparison.places[moment][number]) for moment in MOMENTS},
                     "concepts_in_order": concepts_in_order(emerged, number),
                     "problems": run.problems,
                 }
@@ -214,10 +214,6 @@ def _jsonable(settings: Mapping[str, Value]) -> dict[str, Value]:
         name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in settings.items()
     }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def terminal(comparison: Comparison, *, details: bool = False, rich: bool = False) -> str:
@@ -256,8 +252,3 @@ def _coloured(words: Sequence[str], tables: Sequence[Table]) -> str:
                 drawn.add_row(*cells, style="green" if row[-1] == "differs" else None)
             console.print(drawn)
     return captured.get()
-
-
-def label_of(quantity: Quantity) -> str:
-    """With its unit."""
-    return f"{quantity.label} ({quantity.unit})" if quantity.unit else quantity.label

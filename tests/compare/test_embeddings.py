@@ -4,7 +4,8 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from rnn_callbacks.compare import compare
-from rnn_callbacks.compare.embeddings import MOST_RUNS, joint_embeddings, joint_metrics, joint_weights, spread
+from rnn_callbacks.compare.embeddings import MOST_RUNS, joint_embeddings, joint_metrics, joint_weights
+from rnn_callbacks.compare.series import evenly
 
 from .known_runs import run, series, write_snapshots
 
@@ -123,4 +124,4 @@ def test_of_a_crowd_some_are_shown():
 
 @pytest.mark.parametrize("count, most, expected", [(5, 9, [0, 1, 2, 3, 4]), (9, 3, [0, 4, 8]), (0, 3, []), (1, 3, [0])])
 def test_points_are_spread_evenly(count, most, expected):
-    assert spread(count, most).tolist() == expected
+    assert evenly(count, most).tolist() == expected

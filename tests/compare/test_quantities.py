@@ -1,11 +1,14 @@
-import time
-
 import numpy as np
 import pytest
 
-from rnn_callbacks.compare.quantities import SECTIONS, common_series, direction, quantity_of
+from rnn_callbacks.compare.quantities import SECTIONS, common_names, common_series, direction, quantity_of
 
 from .known_runs import run
+
+
+def shared(runs):
+    return common_series(runs, common_names(runs))
+
 
 BEST_LOW = (
     "val_error_rate r2_loss accuracy_loss valLoss loss/val nll neg_log_likelihood wer test/mae Perplexity incorrect"
@@ -58,17 +61,15 @@ def test_any_tag_is_a_quantity(tag):
 
 
 @pytest.mark.parametrize("noun", ["gates", "gradient_flow", "fixed_points", "probes", "weight_trajectory"])
-def test_a_hostile_tag_takes_no_time(noun):
-    """A pattern that tries all ways to split at dots needs 2^40 attempts."""
-    begin = time.perf_counter()
+def test_a_hostile_tag_is_only_a_tag(noun):
+    """A pattern that tries all ways to split at dots needs 2^40 attempts, and would never come back."""
     for tag in ("a." * 40 + "/x/y/z", "a./" * 2000, "." * 5000, "a.l" + "1" * 5000 + "x"):
-        quantity_of(f"{noun}/{tag}")
-        common_series([run("one", {f"{noun}/{tag}": [1]}), run("two", {f"{noun}/b.l0/x": [1]})])
-    assert time.perf_counter() - begin < 2
+        assert quantity_of(f"{noun}/{tag}").tag == f"{noun}/{tag}"
+        assert len(shared([run("one", {f"{noun}/{tag}": [1]}), run("two", {f"{noun}/b.l0/x": [1]})])) == 2
 
 
 def test_layers_of_other_names_share_one():
-    first, second = common_series(
+    first, second = shared(
         [
             run("a", {"gates/lstm.l0/forget/mean": [0.25], "fixed_points/lstm/zero/saddles": [1]}),
             run("b", {"gates/gru.l0/update/mean": [0.25], "fixed_points/gru/zero/saddles": [2]}),
@@ -90,19 +91,19 @@ def test_layers_of_other_names_share_one():
 )
 def test_layers_keep_their_names_where_none_can_be_shared(modules):
     runs = [run(str(n), {f"gates/{name}.l0/input/mean": [0.5] for name in names}) for n, names in enumerate(modules)]
-    assert [set(found) for found in common_series(runs)] == [set(one.series) for one in runs]
+    assert [set(found) for found in shared(runs)] == [set(one.series) for one in runs]
 
 
 def test_a_second_layer_that_is_alike_keeps_its_name():
     runs = [
         run(name, {f"gates/{name}.l0/input/mean": [n], "gates/dec.l0/input/mean": [9]}) for n, name in enumerate("xy")
     ]
-    found = common_series(runs)
+    found = shared(runs)
     assert [one["gates/recurrent.l0/input/mean"].values[0] for one in found] == [0, 1]
     assert [one["gates/dec.l0/input/mean"].values[0] for one in found] == [9, 9]
 
 
 def test_cells_without_gates_get_no_retention():
-    (found,) = common_series([run("a", {"gates/rnn.l0/hidden/saturated": [0.1]})])
+    (found,) = shared([run("a", {"gates/rnn.l0/hidden/saturated": [0.1]})])
     assert list(found) == ["gates/rnn.l0/hidden/saturated"]
     assert np.isfinite(found["gates/rnn.l0/hidden/saturated"].values).all()

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from rnn_callbacks.compare import compare
-from rnn_callbacks.compare.quantities import quantity_of
 from rnn_callbacks.compare.tables import (
     MOST_COLUMNS,
     MOST_ROWS,
@@ -16,7 +15,6 @@ from rnn_callbacks.compare.tables import (
     as_json,
     as_markdown,
     as_text,
-    label_of,
     long_table,
     plain_markdown,
     quantities_as_table,
@@ -186,11 +184,3 @@ def test_what_differs_is_marked():
     (table,) = quantities_as_table(some())
     assert [row[-1] for row in table.rows] == ["differs", ""]
     assert "\x1b[" in terminal(some(), rich=True) or "differs" in terminal(some(), rich=True)
-
-
-def test_a_label_has_its_unit():
-    assert (
-        label_of(quantity_of("gradient_flow/m.l0/horizon"))
-        == "m.l0: gradient horizon (at most ten times the sequence) (steps)"
-    )
-    assert label_of(quantity_of("loss")) == "loss"
