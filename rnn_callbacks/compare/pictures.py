@@ -147,7 +147,9 @@ def figures_of(comparison: Comparison, embeddings: Sequence[JointEmbedding] = ()
         figures[f"skeletons/{found.context}"] = draw_skeletons(found.skeletons, legend=[*legend, *KIND_ENTRIES])
     for number, (joint, panels) in enumerate(planes.embeddings):
         for panel in panels:
-            figures[f"{joint.kind}/{number}/{panel.title.lower()}"] = draw_joint_embedding(panel, legend=legend)
+            colours = {track.colour for track in panel.tracks}
+            own = [entry for entry in legend if entry.colour in colours]
+            figures[f"{joint.kind}/{number}/{panel.title.lower()}"] = draw_joint_embedding(panel, legend=own)
     return figures
 
 

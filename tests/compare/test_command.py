@@ -11,7 +11,7 @@ import pytest
 
 from rnn_callbacks.__main__ import main
 
-from .known_runs import HOSTILE, write_run
+from .known_runs import HOSTILE, write_run, write_snapshots
 
 
 @pytest.fixture
@@ -171,6 +171,15 @@ def test_files_are_written_and_named(logs, tmp_path, capsys):
     assert "<html" in paths[0].read_text()[:300]
     assert paths[1].read_text().startswith("# Field report")
     assert len(list(paths[2].rglob("events*"))) == 7
+
+
+def test_page_and_tensorboard_show_how_far_the_weights_still_had_to_go(tmp_path, capsys):
+    write_run(tmp_path / "logs", {"val_loss": [3.0, 2.0, 1.0]})
+    write_snapshots(tmp_path / "logs", np.array([[0.0, 0.0], [3.0, 1.0], [5.0, 1.0]]), values=[3, 2, 1])
+    page, folder = tmp_path / "page.html", tmp_path / "by_epoch"
+    said(capsys, "show", tmp_path / "logs", "--html", page, "--tensorboard", folder)
+    assert "way to the last weights that is left" in page.read_text()
+    assert any(b"left_to_last" in path.read_bytes() for path in folder.rglob("events*"))
 
 
 def test_show_tells_of_each_run(logs, capsys):

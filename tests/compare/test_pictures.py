@@ -312,3 +312,9 @@ def test_pictures_stand_alone_as_well(tmp_path):
         "metrics", "gates", "eigenvalues/reader/zero", "skeletons/reader/zero", "weights/0/pca", "weights/0/phate"
     }  # fmt: skip
     assert [text.get_text() for text in figures["metrics"].legends[0].get_texts()] == ["cell=gru", "cell=lstm"]
+
+
+def test_a_joint_path_names_the_groups_that_are_in_it():
+    comparison = comparison_of([run("a"), run("b", seed=2, cell="lstm")])
+    figures = figures_of(comparison, [embedding_of(1, phate=False)])
+    assert [text.get_text() for text in figures["weights/0/pca"].legends[0].get_texts()] == ["cell=gru"]

@@ -107,3 +107,10 @@ def test_cells_without_gates_get_no_retention():
     (found,) = shared([run("a", {"gates/rnn.l0/hidden/saturated": [0.1]})])
     assert list(found) == ["gates/rnn.l0/hidden/saturated"]
     assert np.isfinite(found["gates/rnn.l0/hidden/saturated"].values).all()
+
+
+def test_what_lightning_logs_by_itself_is_no_metric_to_compare():
+    assert [quantity_of(tag).headline for tag in ("epoch", "step", "hp_metric", "lr-Adam", "loss_step", "loss")] == [
+        *[False] * 5,
+        True,
+    ]
