@@ -11,16 +11,25 @@ if TYPE_CHECKING:
     from .callbacks.gates import GateMonitor
     from .callbacks.gradient_flow import GradientFlowMonitor
     from .callbacks.probes import ProbeTracker
+    from .callbacks.representation import RepresentationTracker
     from .callbacks.weight_trajectory import WeightTrajectoryLogger
 
 __version__ = "0.1.0"
-__all__ = ["FixedPointTracker", "GateMonitor", "GradientFlowMonitor", "ProbeTracker", "WeightTrajectoryLogger"]
+__all__ = [
+    "FixedPointTracker",
+    "GateMonitor",
+    "GradientFlowMonitor",
+    "ProbeTracker",
+    "RepresentationTracker",
+    "WeightTrajectoryLogger",
+]
 
 _HOMES = {
     "FixedPointTracker": ".callbacks.fixed_points",
     "GateMonitor": ".callbacks.gates",
     "GradientFlowMonitor": ".callbacks.gradient_flow",
     "ProbeTracker": ".callbacks.probes",
+    "RepresentationTracker": ".callbacks.representation",
     "WeightTrajectoryLogger": ".callbacks.weight_trajectory",
 }
 

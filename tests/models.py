@@ -78,6 +78,21 @@ class Classifier(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
+class Attentive(Classifier):
+    """Two layers, and attention over their states that hands out its weights."""
+
+    def __init__(self):
+        super().__init__(layers=2)
+        self.attention = nn.MultiheadAttention(UNITS + 1, 2, batch_first=True)
+        self.widen = nn.Linear(UNITS, UNITS + 1)
+        self.narrow = nn.Linear(UNITS + 1, UNITS)
+
+    def forward(self, x):
+        states = self.widen(self.encoder.rnn(x)[0])
+        seen, _ = self.attention(states, states, states, need_weights=True, average_attn_weights=False)
+        return self.head(self.norm(self.narrow(seen[:, -1])))
+
+
 class StepClassifier(Classifier):
     """The same with a loop over a cell, as users write it."""
 

@@ -21,7 +21,7 @@ import rnn_callbacks
 from rnn_callbacks.callbacks.guard import RecurrentHealthWarning
 from rnn_callbacks.report import load
 
-from .models import Classifier, StepClassifier, first_inputs, first_sign, half_of_sequence, running_sum
+from .models import Attentive, Classifier, StepClassifier, first_inputs, first_sign, half_of_sequence, running_sum
 
 PACKAGE = Path(rnn_callbacks.__file__).parent
 CALLBACKS = [getattr(rnn_callbacks, name) for name in rnn_callbacks.__all__]
@@ -41,6 +41,7 @@ FULL = {
         "description_length": True,
         "causal": True,
     },
+    "RepresentationTracker": {"concepts": {"target": 1, "sum": running_sum}, "embed_every_n_epochs": 1},
     "WeightTrajectoryLogger": {"snapshot_every_n_steps": 2, "loss_plane": 3, "flags": {"wandering": 0.9}},
 }
 
@@ -53,6 +54,7 @@ LEFT_OUT = {
     "FixedPointTracker": {},
     "GradientFlowMonitor": {},
     "ProbeTracker": {"train": {"causal"}},
+    "RepresentationTracker": {},
     "WeightTrajectoryLogger": {},
 }
 REFUSED = {"FixedPointTracker": {"packed bidirectional": "is bidirectional"}}
@@ -233,6 +235,9 @@ def test_numbers_and_pictures_import_without_lightning():
 # ---- 3. tags in the docstring are the tags that are logged -----------------------------------------------------------
 
 
+BESIDE = {"RepresentationTracker": {"attentive": Attentive}}  # what single layers do not show
+
+
 def documented(callback):
     """Patterns of the tags in a callback's docstring."""
     tags = re.findall(r"^\s*- `([^`]+)`:", callback.__doc__, re.MULTILINE)
@@ -242,14 +247,18 @@ def documented(callback):
     holes |= {"state": "(?:hidden|memory)", "concept": "(?:target|sum)"}
     holes |= {"parameter": r"[\w.]+", "part": "(?:input|forget|output|reset|update|cell|new|hidden)"}
     holes |= {"gate": "(?:input|forget|output|reset|update)", "candidate": "(?:cell|new|hidden)"}
+    holes |= {"attention": "attention", "head": r"head\d"}
     return {tag: re.compile(re.sub(r"\\\{(\w+)\\\}", lambda m: holes[m[1]], re.escape(tag))) for tag in tags}
 
 
 @every_callback
 def test_documented_tags_are_logged_and_logged_tags_are_documented(fit, callback):
     logged = set()
-    for family in ("gru", "lstm", "rnn"):
-        trainer = fit(full(callback, family), model=Classifier(family))
+    for family, model in {
+        **dict.fromkeys(("gru", "lstm", "rnn"), Classifier),
+        **BESIDE.get(callback.__name__, {}),
+    }.items():
+        trainer = fit(full(callback, family), model=model(family) if model is Classifier else model())
         logged |= {tag for tag in trainer.callback_metrics if tag.startswith(callback.noun)}
     patterns = documented(callback)
     for tag in logged:

@@ -25,9 +25,7 @@ class ClassGeometry:
     commitment: float  # steps that the median sequence has read when it is settled
 
 
-def class_geometry(
-    states: NDArray[np.floating], labels: Floats, steps_read: NDArray[np.int64]
-) -> ClassGeometry:
+def class_geometry(states: NDArray[np.floating], labels: Floats, steps_read: NDArray[np.int64]) -> ClassGeometry:
     """Compare the distances between classes with those within.
 
     Separation is tr(S_B) / tr(S_T), adjusted for the number of classes as epsilon squared (Kelley 1935): 0 on average

@@ -105,7 +105,7 @@ def _by_step(of: Geometry) -> Floats:
     for place, step in enumerate(of.steps):
         if step is not None and step.hsic > 0:
             found[place] = (step.squares.sum() / (len(step.states) - 1)) ** 2 / step.hsic
-    return np.clip(found, 1.0, of.states.shape[2])
+    return np.asarray(np.clip(found, 1.0, of.states.shape[2]))
 
 
 def _between(of: Geometry, largest: float) -> float:

@@ -99,4 +99,4 @@ def _oriented(points: Floats, epochs: tuple[int, ...], known: Mapping[int, Float
     else:
         left, _, right = np.linalg.svd(product)
         turn = left @ right
-    return points @ turn
+    return np.asarray(points @ turn)

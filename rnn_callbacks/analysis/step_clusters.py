@@ -1,9 +1,9 @@
 """Into how many groups do sequences split as they are read?
 
-At each step the states of all sequences are clustered by k-means, and the number of clusters is the one with the largest
-mean silhouette (Rousseeuw 1987). A silhouette is large also where nothing is grouped but little room is there: a line
-that is cut in two has 0.62. So it counts only above what a uniform cloud of the same dimension gives, which is the
-reference of the gap statistic (Tibshirani, Walther and Hastie 2001); otherwise all are one group.
+At each step the states of all sequences are clustered by k-means, and the number of clusters is the one with the
+largest mean silhouette (Rousseeuw 1987). A silhouette is large also where nothing is grouped but little room is there:
+a line that is cut in two has 0.62. So it counts only above what a uniform cloud of the same dimension gives, which is
+the reference of the gap statistic (Tibshirani, Walther and Hastie 2001); otherwise all are one group.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ _SIZES = (1, 2, 4, 10)  # dimensions of the clouds
 
 
 def _reference_at(dimension: float, count: int) -> float:
-    """The largest silhouette that a uniform cloud of so many dimensions gives, between whole ones by a straight line."""
+    """The largest silhouette of a uniform cloud of so many dimensions, between whole ones by a straight line."""
     return float(np.interp(dimension, _SIZES, _references(min(SEQUENCES, 1 << (count - 1).bit_length()))))
 
 

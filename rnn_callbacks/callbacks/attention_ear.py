@@ -28,14 +28,12 @@ class AttentionEar:
     """
 
     def __init__(self, model: nn.Module, most: int) -> None:
-        inside = {
-            id(part) for layer in model.modules() if isinstance(layer, FUSED) for part in layer.modules()
-        }
+        inside = {id(part) for layer in model.modules() if isinstance(layer, FUSED) for part in layer.modules()}
         found = {name: m for name, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)}
         self.modules = {name: module for name, module in found.items() if id(module) not in inside}
-        self.silent = {
-            name: "torch's transformer layers run it without computing weights" for name in found.keys() - self.modules
-        }
+        self.silent = dict.fromkeys(
+            found.keys() - self.modules, "torch's transformer layers run it without computing weights"
+        )
         self._most = most
         self._handles: list[RemovableHandle] = []
         self.begin()

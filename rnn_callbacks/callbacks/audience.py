@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, final
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 MOST = 2**16  # numbers of a tensor that are looked at
@@ -28,9 +29,10 @@ class Audience:
             digest.update(part)
         self._batches[number] = digest.digest()
 
-    def of(self, number: int) -> bytes:
-        """The digest of one batch; nothing for one that was not heard."""
-        return self._batches.get(number, b"")
+    @property
+    def batches(self) -> dict[int, NDArray[np.uint8]]:
+        """The digest of each batch, ``(16,)``, by its number."""
+        return {number: np.frombuffer(digest, np.uint8) for number, digest in self._batches.items()}
 
     @property
     def digest(self) -> str:

@@ -27,18 +27,15 @@ def check_settings(settings: Any) -> None:
     if settings.control_types is not None:
         read_source(TYPES, settings.control_types)
     _check_required(settings.required, sources)
-    _check_steps(settings.steps)
+    check_steps(settings.steps)
     if settings.engine not in ("discriminant", "logistic"):
         raise ValueError(f"engine must be 'discriminant' or 'logistic', got {settings.engine!r}")
     check_whole_number("ProbeTracker", "shuffles", settings.shuffles)
     for name in ("description_length", "causal"):
         if not isinstance(getattr(settings, name), bool):
             raise ValueError(f"{name} must be true or false, got {getattr(settings, name)!r}")
-    if type(settings.seed) is not int or settings.seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, got {settings.seed!r}")
-    size = settings.max_megabytes
-    if isinstance(size, bool) or not isinstance(size, (int, float)) or not size > 0:
-        raise ValueError(f"max_megabytes must be a number above 0, got {size!r}")
+    check_seed(settings.seed)
+    check_size(settings.max_megabytes)
     if settings.flags is not None and not isinstance(settings.flags, dict):
         raise ValueError(f"flags must be a dict of thresholds by name, got {settings.flags!r}")
     check_thresholds(settings.flags or {})
@@ -58,7 +55,20 @@ def _check_required(required: object, sources: Mapping[str, object]) -> None:
         raise ValueError(f"required names {', '.join(map(repr, unknown))}; the concepts are {', '.join(sources)}")
 
 
-def _check_steps(steps: object) -> None:
+def check_seed(seed: object) -> None:
+    """Refuse what starts no generator."""
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+
+
+def check_size(megabytes: object) -> None:
+    """Refuse a limit in which nothing could be kept."""
+    if isinstance(megabytes, bool) or not isinstance(megabytes, (int, float)) or not megabytes > 0:
+        raise ValueError(f"max_megabytes must be a number above 0, got {megabytes!r}")
+
+
+def check_steps(steps: object) -> None:
+    """Refuse what names no time steps."""
     listed = steps if isinstance(steps, (list, tuple)) else [steps]
     fits = bool(listed) and all(type(step) is int for step in listed)
     if not fits or (type(steps) is int and steps < 1):

@@ -25,6 +25,7 @@ from .guard import check_choice, check_whole_number
 from .look import Look, logging_step
 from .loss_plane import loss_plane
 from .path_metric import Mode, PathMetric
+from .probe_settings import check_seed, check_size
 from .rehearsed_loss import HeardBatch
 from .snapshot_home import SnapshotHome
 from .spectrum_history import SpectrumHistory
@@ -149,11 +150,8 @@ class WeightTrajectoryLogger(EpochCallback):
         check_choice(title, "mode", self.mode, ("min", "max", None))  # type: ignore[arg-type]
         if not (self.monitor is None or isinstance(self.monitor, str)):
             raise ValueError(f"monitor must be a name or None, got {self.monitor!r}")
-        size = self.max_megabytes
-        if isinstance(size, bool) or not isinstance(size, (int, float)) or not size > 0:
-            raise ValueError(f"max_megabytes must be a number above 0, got {size!r}")
-        if type(self.seed) is not int or self.seed < 0:
-            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
+        check_size(self.max_megabytes)
+        check_seed(self.seed)
         if self.flags is not None and not isinstance(self.flags, dict):
             raise ValueError(f"flags must be a dict of thresholds by name, got {self.flags!r}")
         check_flags(self.flags or {})
