@@ -10,7 +10,14 @@ import pytest
 import torch
 
 import rnn_callbacks
-from rnn_callbacks.analysis import fixed_point_flags, gate_flags, gradient_flags, probe_flags, trajectory_flags
+from rnn_callbacks.analysis import (
+    fixed_point_flags,
+    gate_flags,
+    gradient_flags,
+    probe_flags,
+    representation_flags,
+    trajectory_flags,
+)
 
 from .models import FEATURES, STEPS, UNITS, Classifier, loader
 
@@ -37,6 +44,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys, recwarn):
     assert "fixed_points/encoder.rnn/zero/attractors" in names["trainer"].callback_metrics
     assert "gradient_flow/encoder.rnn.l0/horizon" in names["trainer"].callback_metrics
     assert "probes/encoder.rnn.l0/hidden/target/v_information" in names["trainer"].callback_metrics
+    assert "representation/encoder.rnn.l0/hidden/cka_untrained" in names["trainer"].callback_metrics
     said = capsys.readouterr().out
     assert "encoder.rnn l0 {'reset/mean': 0." in said
     assert re.search(r"^\d+ \[.*'attractor'.* 1 True$", said, re.MULTILINE)
@@ -117,6 +125,7 @@ def test_every_flag_is_in_the_table(name):
         "FixedPointTracker": fixed_point_flags,
         "GradientFlowMonitor": gradient_flags,
         "ProbeTracker": probe_flags,
+        "RepresentationTracker": representation_flags,
         "WeightTrajectoryLogger": trajectory_flags,
     }[name]
     for flag in module.RULES:

@@ -14,7 +14,7 @@ from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import KMeans
 
@@ -23,7 +23,7 @@ SEQUENCES = 128  # that are clustered at a step, evenly spread over those there 
 FEWEST = 8  # sequences, below which groups mean nothing
 MARGIN = 0.1  # by which a silhouette must exceed that of a uniform cloud; these differ by .03 from draw to draw
 SMALLEST = 3  # sequences, below which a cluster is an outlier and counts for nothing
-ROUNDS = 30  # of k-means
+ROUNDS, REFINED = 30, 2  # rounds of k-means; divisions that it refines, the best ones of Ward's method
 EXPLAINED, DIMENSIONS = 0.9, 10  # of the variance, in at most so many principal components
 SAME = 1e-4  # of the root mean square state: states less far from each other are the same
 
@@ -43,8 +43,8 @@ class StepClusters:
 def step_clusters(states: NDArray[np.floating], counted: NDArray[np.bool_]) -> StepClusters:
     """Cluster sequences at each step.
 
-    k-means starts from the clusters of Ward's method, so nothing is drawn and equal states give equal clusters. What it
-    cannot know: a ring, or another curve that fills no line and no plane, is cut into pieces.
+    k-means starts from the best two divisions of Ward's method, so nothing is drawn and equal states give equal
+    clusters. What it cannot know: a ring, or another curve that fills no line and no plane, is cut into pieces.
 
     Args:
         states: ``(N, S, H)``.
@@ -87,23 +87,43 @@ def _scores(states: Floats) -> Floats | None:
 
 
 def _divisions(scores: Floats) -> list[tuple[float, int]]:
-    """Mean silhouette and number of clusters of the divisions into 2, 3, ...; outliers are left out."""
+    """Mean silhouette and number of clusters of the divisions that are best by Ward's method, after k-means."""
     size = np.sqrt(np.square(scores).sum(1).mean())
     distinct = len(np.unique(np.round(scores / (SAME * size)), axis=0))
     tree, distances = linkage(scores, "ward"), squareform(pdist(scores))
+    ranked = sorted(_cuts(tree, min(MOST, distinct)), key=lambda labels: -_judge(distances, labels)[0])
     found = [(0.0, 1)]
-    for count in range(2, min(MOST, distinct) + 1):
-        members = np.eye(count)[fcluster(tree, count, "maxclust") - 1]
-        counts = members.sum(0)
-        if not counts.all():  # equal heights of the tree: no such division
-            continue
-        start = members.T @ scores / counts[:, None]
-        labels = KMeans(count, init=start, n_init=1, max_iter=ROUNDS).fit(scores).labels_
-        large = np.flatnonzero(np.bincount(labels) >= SMALLEST)
-        if len(large) > 1:
-            kept = np.isin(labels, large)
-            found.append((_silhouette(distances[kept][:, kept], np.searchsorted(large, labels[kept])), len(large)))
+    for labels in ranked[:REFINED]:
+        members = np.eye(labels.max() + 1)[labels]
+        start = members.T @ scores / members.sum(0)[:, None]
+        refined = KMeans(len(start), init=start, n_init=1, max_iter=ROUNDS).fit(scores).labels_
+        found.append(_judge(distances, refined))
     return found
+
+
+def _cuts(tree: Floats, most: int) -> list[NDArray[np.intp]]:
+    """Labels ``(n,)`` of the divisions of a tree into 2, 3, ... clusters; scipy's ``fcluster`` takes each anew."""
+    count = len(tree) + 1
+    parents = np.empty(2 * count - 1, int)
+    parents[tree[:, :2].astype(int)] = np.arange(count, 2 * count - 1)[:, None]
+    parents[-1] = 2 * count
+    nodes = np.arange(count)
+    while (up := parents[nodes] < 2 * count - most).any():  # those that are merged before so many are left
+        nodes = np.where(up, parents[nodes], nodes)
+    cuts = []
+    for merged in range(2 * count - most, 2 * count - 1):
+        cuts.append(np.unique(nodes, return_inverse=True)[1])
+        nodes = np.where(parents[nodes] == merged, merged, nodes)
+    return cuts[::-1]
+
+
+def _judge(distances: Floats, labels: NDArray[np.integer]) -> tuple[float, int]:
+    """Mean silhouette of a division and its number of clusters; outliers are left out."""
+    large = np.flatnonzero(np.bincount(labels) >= SMALLEST)
+    if len(large) < 2:
+        return 0.0, 1
+    kept = np.isin(labels, large)
+    return _silhouette(distances[kept][:, kept], np.searchsorted(large, labels[kept])), len(large)
 
 
 def _silhouette(distances: Floats, labels: NDArray[np.integer]) -> float:

@@ -20,7 +20,7 @@ from ..analysis.step_clusters import StepClusters, step_clusters
 from .representation_history import BEFORE, NOTHING, Half, SiteHistory
 
 PRINTED = 256  # sequences that are compared between looks and layers
-CLUSTERED = 8  # steps at which sequences are clustered
+CLUSTERED = 6  # steps at which sequences are clustered
 CURVES = ("cka_untrained", "cka_previous", "participation_ratio")  # that are drawn over the looks
 
 States = NDArray[np.float32]

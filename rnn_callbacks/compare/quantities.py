@@ -80,6 +80,7 @@ class _Rule:
 
 
 _PLACE, _PART = r"(?P<place>[^/]+)", r"(?P<part>[^/]+)"
+_CONCEPT = r"(?P<concept>[^/]+)"
 _CONTEXT = r"(?P<place>[^/]+/[^/]+)"
 _RULES: dict[str, tuple[_Rule, ...]] = {
     "gates": (
@@ -117,7 +118,13 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
         _Rule(f"concepts/{_PART}/v_information", "{part}: information", "bits", better="high"),
         _Rule(f"concepts/{_PART}/emergence_epoch", "{part}: epoch of emergence, at the latest", "epochs", missing=-1.0),
     ),
-    "representation": (),
+    "representation": (
+        _Rule(f"{_PLACE}/{_PART}/cka_untrained", "{place}: CKA of the {part} state with the untrained network"),
+        _Rule(f"{_PLACE}/{_PART}/participation_ratio", "{place}: dimensions that the {part} state uses", "", True),
+        _Rule(f"{_PLACE}/{_PART}/clusters", "{place}: groups in which the {part} state ends", whole=True),
+        _Rule(f"{_PLACE}/{_PART}/{_CONCEPT}/separation", "{place}: variance of the {part} state between {concept}s"),
+        _Rule(f"{_PLACE}/{_PART}/{_CONCEPT}/commitment", "{place}: steps until the {part} state settles on {concept}"),
+    ),
     "weight_trajectory": (
         _Rule("total/relative_distance", "distance of the weights from their start", "sizes", True),
         _Rule("total/straightness", "straightness of the path"),

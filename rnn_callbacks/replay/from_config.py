@@ -19,11 +19,19 @@ from ..callbacks.gates import GateMonitor
 from ..callbacks.gradient_flow import GradientFlowMonitor
 from ..callbacks.guard import undisturbed_rng
 from ..callbacks.probes import ProbeTracker
+from ..callbacks.representation import RepresentationTracker
 from ..callbacks.weight_trajectory import WeightTrajectoryLogger
 from .checkpoints import say
 from .replaying import hears_training, quiet, replay
 
-KNOWN = (FixedPointTracker, GateMonitor, GradientFlowMonitor, ProbeTracker, WeightTrajectoryLogger)
+KNOWN = (
+    FixedPointTracker,
+    GateMonitor,
+    GradientFlowMonitor,
+    ProbeTracker,
+    RepresentationTracker,
+    WeightTrajectoryLogger,
+)
 
 
 def replay_from_config(

@@ -20,6 +20,7 @@ from ..callbacks.fixed_points import FixedPointTracker
 from ..callbacks.gates import GateMonitor
 from ..callbacks.guard import undisturbed_rng
 from ..callbacks.probes import ProbeTracker
+from ..callbacks.representation import RepresentationTracker
 from ..callbacks.weight_trajectory import WeightTrajectoryLogger
 from .checkpoints import Checkpoint, find_checkpoints, read_checkpoints
 from .past_run import PastRun, set_up_for_fit
@@ -53,8 +54,8 @@ def replay(
         checkpoints: files, folders with ``*.ckpt`` in them, or patterns, of one run. Order does not matter; of those of
             one step, one is taken; a damaged one is left out with a warning.
         model: built as for that run, with any weights.
-        callbacks: by default `GateMonitor`, `FixedPointTracker`, `WeightTrajectoryLogger` and `ProbeTracker`, without
-            those that cannot be set up for the model.
+        callbacks: by default `GateMonitor`, `FixedPointTracker`, `WeightTrajectoryLogger`, `ProbeTracker` and
+            `RepresentationTracker`, without those that cannot be set up for the model.
         datamodule: with the run's validation data; its ``setup`` is told that a fit begins.
         dataloaders: validation dataloaders instead; by default those of the model.
         folder: for the results; by default that of the run, where all checkpoints lie in ``<run>/checkpoints``, else
@@ -133,7 +134,7 @@ class ReplayLogger(TensorBoardLogger):
 
 def default_callbacks() -> list[EpochCallback]:
     """What is looked at where nobody says it."""
-    return [GateMonitor(), FixedPointTracker(), WeightTrajectoryLogger(), ProbeTracker()]
+    return [GateMonitor(), FixedPointTracker(), WeightTrajectoryLogger(), ProbeTracker(), RepresentationTracker()]
 
 
 def hears_training(callback: EpochCallback) -> bool:

@@ -8,9 +8,9 @@ import warnings
 
 import torch
 
-from . import compare, fixed_points, gates, gradient_flow, probes, weight_trajectory
+from . import compare, fixed_points, gates, gradient_flow, probes, representation, weight_trajectory
 
-PARTS = (gates, gradient_flow, fixed_points, probes, weight_trajectory, compare)
+PARTS = (gates, gradient_flow, fixed_points, probes, representation, weight_trajectory, compare)
 
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
