@@ -288,7 +288,7 @@ class RepresentationTracker(EpochCallback):
             for cell, error in samples.rebuild_error.items():
                 report.rebuild_error(f"{name}.{cell}", error)
                 trusted &= self._guard.believes(name, f"cell {cell}", error, samples.tolerance)
-            report.heard(len(samples.lengths))
+            report.heard(len(samples.lengths), self._audience.digest)
             if trusted:
                 concepts = self._concepts(name, samples)
                 found = self._measure(look.epoch, name, samples, concepts, same=same)

@@ -70,8 +70,9 @@ class RepresentationReport:
         """How far rebuilt states are from the module's own."""
         self._scalars[f"representation/{where}/rebuild_error"] = error
 
-    def heard(self, sequences: int) -> None:
-        """How many sequences were looked at."""
+    def heard(self, sequences: int, audience: str) -> None:
+        """How many sequences were looked at, and the digest that tells whether other runs heard the same."""
+        self._arrays["representation/audience"] = np.array(audience)
         self._scalars["representation/sequences"] = max(
             self._scalars.get("representation/sequences", 0.0), float(sequences)
         )

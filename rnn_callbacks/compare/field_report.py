@@ -9,6 +9,7 @@ import numpy as np
 from .comparison import MOMENTS, Comparison
 from .flags import FlagSeen, flags_seen
 from .hindsight import Hindsight, hindsight
+from .likeness import likeness_in_words, likeness_of_runs
 from .quantities import SECTIONS
 from .tables import as_markdown, plain_markdown, quantities_as_table, runs_as_table
 from .words import headline, listed, place, run_names
@@ -61,6 +62,9 @@ def _remarks(comparison: Comparison, looked_back: Hindsight, section: str) -> li
             if order:
                 when = [f"{name} (epoch {looked_back.emerged[name][number]:.1f})" for name in order]
                 said.append(f"{run.name}: concepts in the order in which half of their gain was there: {listed(when)}")
+    elif section == "representation":
+        for found in likeness_of_runs(comparison):
+            said += likeness_in_words(comparison, found)[:12]
     elif section == "weight_trajectory":
         for number, run in enumerate(runs[:12]):
             left = looked_back.to_final[number]

@@ -119,6 +119,7 @@ class _Drawing:
         }
         at = limits(comparison, chosen)
         parts |= {f"section-{found.key}": (found.name, self._multiples(found, at)) for found in chosen}
+        parts["likeness"] = ("Likeness of runs", tables.likeness(comparison))
         parts["flags"] = ("Flags", tables.flags(comparison))
         moving = self._landscapes(planes) + self._embeddings(planes)
         if moving:

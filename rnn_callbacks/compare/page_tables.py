@@ -10,6 +10,7 @@ from .cast import MOST_GROUPS, Cast
 from .claims import FEWEST
 from .comparison import MOMENTS, Comparison, Moment
 from .flags import flags_seen
+from .likeness import likeness_of_runs
 from .markup import Cell, name, paragraphs, table, words
 from .quantities import METRICS, Quantity
 from .words import listed, mean_and_spread, place, run_names
@@ -112,6 +113,26 @@ def claims(comparison: Comparison) -> str:
             "</details>"
         )
     return "\n".join(parts)
+
+
+def likeness(comparison: Comparison) -> str:
+    """How alike the states of runs are to each other."""
+    rows: list[list[Cell]] = []
+    for found in likeness_of_runs(comparison):
+        for first, one in enumerate(comparison.groups[:MOST_GROUPS]):
+            for other in comparison.groups[first:MOST_GROUPS]:
+                values = found.between(one.distinct, other.distinct)
+                values = values[np.isfinite(values)]
+                if len(values):
+                    pair = f"seeds of {one.name}" if one is other else f"{one.name} and {other.name}"
+                    ends = [float(values.mean()), float(values.min()), float(values.max())]
+                    rows.append([found.place, found.epoch, pair, *ends, len(values)])
+    note = (
+        "Centred kernel alignment of the states on the same sequences: 1, the same geometry. Compare what lies between "
+        "configurations with what lies between seeds of one."
+    )
+    columns = ["states of", "epoch", "between", "CKA, mean", "lowest", "highest", "pairs"]
+    return table("How alike are the states of the runs?", columns, rows[:MOST_ROWS], note=note) if rows else ""
 
 
 def flags(comparison: Comparison) -> str:

@@ -119,11 +119,14 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
         _Rule(f"concepts/{_PART}/emergence_epoch", "{part}: epoch of emergence, at the latest", "epochs", missing=-1.0),
     ),
     "representation": (
-        _Rule(f"{_PLACE}/{_PART}/cka_untrained", "{place}: CKA of the {part} state with the untrained network"),
-        _Rule(f"{_PLACE}/{_PART}/participation_ratio", "{place}: dimensions that the {part} state uses", "", True),
-        _Rule(f"{_PLACE}/{_PART}/clusters", "{place}: groups in which the {part} state ends", whole=True),
-        _Rule(f"{_PLACE}/{_PART}/{_CONCEPT}/separation", "{place}: variance of the {part} state between {concept}s"),
-        _Rule(f"{_PLACE}/{_PART}/{_CONCEPT}/commitment", "{place}: steps until the {part} state settles on {concept}"),
+        _Rule(f"{_PLACE}/{_PART}/cka_untrained", "{place}: CKA with the untrained network ({part})"),
+        _Rule(f"{_PLACE}/{_PART}/participation_ratio", "{place}: dimensions used ({part})", "", True),
+        _Rule(f"{_PLACE}/{_PART}/clusters", "{place}: groups in which sequences end ({part})", whole=True),
+        _Rule(
+            f"{_PLACE}/{_PART}/{_CONCEPT}/separation",
+            "{place}: share of variance between classes of {concept} ({part})",
+        ),
+        _Rule(f"{_PLACE}/{_PART}/{_CONCEPT}/commitment", "{place}: steps until {concept} is settled ({part})"),
     ),
     "weight_trajectory": (
         _Rule("total/relative_distance", "distance of the weights from their start", "sizes", True),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ..analysis.attention import AttentionMaps
+from .probe_panels import site_name
 from .style import house_style
 
 MOST_HEADS = 8
 ACROSS = 4
+GAMMA = 1 / 3  # of the colours, which are the same at all looks: 1 / 200 of a weight is seen, 1 is not blinding
 
 
 def draw_attention(name: str, maps: AttentionMaps, *, title: str = "") -> Figure:
@@ -25,38 +28,45 @@ def draw_attention(name: str, maps: AttentionMaps, *, title: str = "") -> Figure
     columns = min(heads, ACROSS)
     rows = -(-heads // columns)
     with house_style():
-        height, wide = 1.1 + 3.0 * rows, 1.5 + 3.1 * max(columns, 2)
+        height, wide = 1.3 + 3.0 * rows, 1.5 + 3.1 * max(columns, 2)
         figure = Figure(figsize=(wide, height))
         figure.subplots_adjust(
-            left=0.6 / wide, right=1 - 1.1 / wide, top=1 - 1.0 / height, bottom=0.55 / height, wspace=0.25, hspace=0.45
+            left=0.6 / wide, right=1 - 1.1 / wide, top=1 - 1.2 / height, bottom=0.55 / height, wspace=0.25, hspace=0.45
         )
-        left_out = f", first {heads} of {len(maps.entropy)} heads" if heads < len(maps.entropy) else ""
         figure.suptitle(
-            f"where {name} looks: {title}{left_out}", x=0.01, y=1 - 0.1 / height, ha="left", va="top", fontsize=12,
-            fontweight="bold",
+            f"where {site_name(name, 32)} looks: {title}", x=0.01, y=1 - 0.1 / height, ha="left", va="top",
+            fontsize=12, fontweight="bold",
         )  # fmt: skip
-        note = f"mean weight over {maps.sequences} sequences; looking everywhere alike: {maps.highest:.1f} bits"
+        left_out = f" (first {heads} of {len(maps.entropy)} heads)" if heads < len(maps.entropy) else ""
+        note = (
+            f"Mean over {maps.sequences} sequences{left_out}. Bits: how widely a head looks,\n"
+            f"from 0 (at one step) to {maps.highest:.1f} (everywhere alike)."
+        )
         figure.text(0.01, 1 - 0.4 / height, note, fontsize=9, va="top")
         grid = figure.subplots(rows, columns, squeeze=False)
-        top = float(maps.mean[:heads].max()) or 1.0
-        for head in range(rows * columns):
-            axes = grid[head // columns, head % columns]
+        norm = PowerNorm(GAMMA, 0, 1)
+        queries, keys = maps.mean.shape[1:]
+        for head, axes in enumerate(grid.flat):
             if head >= heads:
                 axes.set_axis_off()
                 continue
-            queries, keys = maps.mean.shape[1:]
             image = axes.imshow(
-                maps.mean[head], vmin=0, vmax=top, cmap="magma", aspect="auto", interpolation="nearest",
+                maps.mean[head], norm=norm, cmap="magma", aspect="auto", interpolation="nearest",
                 extent=(0.5, keys + 0.5, queries + 0.5, 0.5),
             )  # fmt: skip
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _tick(axes, queries, keys)
             axes.set(
-                xlabel="looked at: time step" if head // columns == rows - 1 else "",
+                xlabel="looked at: time step" if head + columns >= heads else "",
                 ylabel="" if head % columns else "from time step",
             )
             kind = f"head {head}" if maps.by_head else "mean of the heads"
             axes.set_title(f"{kind}: {maps.entropy[head]:.1f} bits")
-        bar_axes = figure.add_axes((1 - 0.95 / wide, 0.55 / height, 0.15 / wide, 1 - 1.55 / height))
-        figure.colorbar(image, cax=bar_axes, ticks=np.linspace(0, top, 3), format="%.2f", label="weight")
+        bar_axes = figure.add_axes((1 - 0.95 / wide, 0.55 / height, 0.15 / wide, 1 - 1.75 / height))
+        figure.colorbar(image, cax=bar_axes, ticks=(0, 0.01, 0.1, 0.5, 1), format="{x:g}", label="weight")
     return figure
+
+
+def _tick(axes: Axes, queries: int, keys: int) -> None:
+    """The first step, the last one, and some between."""
+    axes.set_xticks(np.unique(np.linspace(1, keys, 5).round()))
+    axes.set_yticks(np.unique(np.linspace(1, queries, 5).round()))

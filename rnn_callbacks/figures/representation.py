@@ -12,11 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..analysis.representation_findings import SiteFindings
-from .probe_panels import site_name
+from .probe_panels import DOTTED, cut, site_name
 from .style import house_style, say
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-MOST_NAMED = len(COLOURS)
+COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00",
+    "#000000", "#8C6D31", "#6A3D9A", "#999933", "#882255", "#44AA99",
+)  # fmt: skip
+FEW = 4  # sites, up to which their names have room
 MISSING = "0.88"
 Floats = NDArray[np.float64]
 
@@ -38,14 +41,14 @@ def draw_representation(
         steps: ``(S,)``, that the columns of the findings are at, from 0.
         title: when this was.
     """
-    colours = {site: COLOURS[place % MOST_NAMED] for place, site in enumerate(sites)}
+    colours = {site: COLOURS[place % len(COLOURS)] for place, site in enumerate(sites)}
     top = [site for site, found in sites.items() if found.clusters is not None] or list(sites)[-1:]
     with house_style():
         figure = Figure(figsize=(13.0, 7.6))
         figure.subplots_adjust(left=0.055, right=0.985, top=0.86, bottom=0.08, wspace=0.3, hspace=0.42)
         figure.suptitle(
-            f"what the states of {module} look like: {title}", x=0.01, y=0.985, ha="left", va="top", fontsize=12,
-            fontweight="bold",
+            f"what the states of {site_name(module, 40)} look like: {title}", x=0.01, y=0.985, ha="left", va="top",
+            fontsize=12, fontweight="bold",
         )  # fmt: skip
         _name_sites(figure, colours)
         grid = figure.subplots(2, 3)
@@ -63,41 +66,61 @@ def draw_representation(
 
 def _name_sites(figure: Figure, colours: Mapping[str, str]) -> None:
     """The colour of each site, under the title."""
-    across = 0.012
-    for site, colour in list(colours.items())[: 2 * MOST_NAMED]:
-        figure.text(across, 0.935, f"● {site_name(site)}", color=colour, fontsize=10, va="top")
-        across += 0.02 + 0.0075 * len(site_name(site))
+    across, level = 0.012, 0.945
+    for site, colour in list(colours.items())[: len(COLOURS)]:
+        need = 0.02 + 0.0075 * len(site_name(site))
+        if across + need > 1:
+            across, level = 0.012, level - 0.027
+        figure.text(across, level, f"● {site_name(site)}", color=colour, fontsize=10, va="top")
+        across += need
 
 
 def _draw_likeness(axes: Axes, sites: Mapping[str, SiteFindings], colours: Mapping[str, str]) -> None:
     """CKA with the untrained network over the looks, above what two random networks have in common."""
-    lines = {site: found.curves.get("cka_untrained", ((), ())) for site, found in sites.items()}
-    if not any(len(epochs) for epochs, _ in lines.values()):
-        say(axes, "likeness to the untrained network:\nthe untrained network is not known")
+    kinds = (("cka_untrained", "-", "with the untrained network"), ("cka_previous", ":", "with the look before"))
+    known = []
+    for name, style, words in kinds:
+        for site, found in sites.items():
+            epochs, values = found.curves.get(name, (np.zeros(0), np.zeros(0)))
+            if np.isfinite(values).any():
+                dot, (size, width) = "o" if len(epochs) <= DOTTED else "", (4, 2.0) if style == "-" else (3, 1.4)
+                axes.plot(epochs, values, color=colours[site], ls=style, lw=width, marker=dot, ms=size)
+                known.append((words, style, epochs))
+    if not known:
+        say(axes, "likeness to the untrained network and to the look before:\nnot known")
         return
-    for site, (epochs, values) in lines.items():
-        random = sites[site].random
-        axes.plot(epochs, values, color=colours[site], lw=2, marker="o" if len(epochs) <= 16 else "", ms=4)
-        before, likeness = sites[site].curves.get("cka_previous", ((), ()))
-        axes.plot(before, likeness, color=colours[site], lw=1, ls=":", marker="o" if len(before) == 1 else "", ms=3)
-        if random is not None:
-            axes.axhline(random[0], color=colours[site], lw=1, ls="--", alpha=0.8)
-    axes.set(ylim=(-0.05, 1.05), xlabel="epoch", ylabel="CKA")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for style, words in (
-        ("-", "with the untrained network"),
-        ("--", "of two random networks"),
-        (":", "with the look before"),
-    ):
-        axes.plot([], [], color="0.3", ls=style, lw=1.5, label=words)
-    axes.legend(loc="lower left", fontsize=8)
+    for site, found in sites.items():
+        if found.random is not None:
+            axes.axhline(found.random[0], color=colours[site], lw=1.2, ls="--", alpha=0.8)
+            known.append(("of two random networks", "--", np.zeros(0)))
+    _key(axes, {words: style for words, style, _ in known})
+    _set_across(axes, np.concatenate([epochs for *_, epochs in known]), "epoch")
+    axes.set_ylabel("likeness (CKA)")
     axes.set_title("still the random network?")
+
+
+def _key(axes: Axes, styles: Mapping[str, str]) -> None:
+    """What lines mean, in room of its own above shares."""
+    for words, style in styles.items():
+        axes.plot([], [], color="0.3", ls=style, lw=1.5, label=words)
+    axes.legend(loc="upper left", fontsize=8, borderpad=0, labelspacing=0.2, borderaxespad=0.2)
+    axes.set(ylim=(-0.05, 1.08 + 0.12 * len(styles)), yticks=(0, 0.2, 0.4, 0.6, 0.8, 1))
+
+
+def _set_across(axes: Axes, places: NDArray[Any], words: str) -> None:
+    """The same limits for all of these panels, whole numbers only."""
+    margin = 0.03 * float(np.ptp(places)) or 0.5
+    axes.set(xlim=(places.min() - margin, places.max() + margin), xlabel=words)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _draw_looks(axes: Axes, site: str, found: SiteFindings) -> None:
     """CKA of the looks with each other: blocks on the diagonal are phases of the training."""
     if len(found.epochs) < 2:
         say(axes, "likeness of looks to each other:\nneeds two looks at the same sequences")
+        return
+    if not np.isfinite(found.matrix).any():
+        say(axes, "likeness of looks to each other:\nthe states are all the same")
         return
     _heat(axes, found.matrix)
     names = ["start" if epoch < 0 else str(epoch) for epoch in found.epochs]
@@ -110,9 +133,12 @@ def _draw_looks(axes: Axes, site: str, found: SiteFindings) -> None:
 
 def _draw_layers(axes: Axes, layers: Floats, sites: Sequence[str]) -> None:
     _heat(axes, layers)
-    size = 8 if len(sites) > 4 else 9
+    size = 9 if len(sites) <= FEW else 8 if len(sites) <= 6 else 7
     axes.set_yticks(range(len(sites)), [site_name(site) for site in sites], fontsize=size)
-    axes.set_xticks(range(len(sites)), [site_name(site).replace("/", "\n") for site in sites], fontsize=size)
+    if len(sites) <= FEW:
+        axes.set_xticks(range(len(sites)), [site_name(site).replace("/", "\n") for site in sites], fontsize=size)
+    else:
+        axes.set(xticks=[], xlabel="the same, from left to right")
     if len(sites) <= 8:
         for (row, column), value in np.ndenumerate(layers):
             if np.isfinite(value):
@@ -145,8 +171,8 @@ def _draw_likeness_by_step(
     if not drawn:
         say(axes, "likeness to the untrained network, step by step:\nnot known")
         return
-    axes.set(ylim=(-0.05, 1.05), xlabel="time step", ylabel="CKA with the untrained network")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _set_across(axes, steps + 1, "time step")
+    axes.set(ylim=(-0.05, 1.05), ylabel="likeness to the untrained (CKA)")
     axes.set_title("at which step is it still random?")
 
 
@@ -158,6 +184,7 @@ def _draw_classes(
     if concept is None:
         _draw_participation(axes, sites, colours, steps)
         return
+    medians = []
     for site, found in sites.items():
         classes = found.classes.get(concept)
         if classes is None:
@@ -165,14 +192,12 @@ def _draw_classes(
         _line(axes, steps, classes.separation[:-1], color=colours[site])
         if np.isfinite(classes.commitment):
             _line(axes, steps, classes.committed[:-1], color=colours[site], ls="--")
-    for style, words in (("-", "variance between classes"), ("--", "sequences settled on a class")):
-        axes.plot([], [], color="0.3", ls=style, lw=1.5, label=words)
-    axes.legend(loc="upper left", fontsize=8)
-    axes.set(ylim=(-0.05, 1.05), xlabel="time step", ylabel="share")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    commitment = next(iter(sites.values())).classes[concept].commitment
-    settled = f" (median settled after {commitment:g})" if np.isfinite(commitment) else ""
-    axes.set_title(f"when do classes of {concept[:14]} part?{settled}")
+            medians.append(f"{classes.commitment:g}")
+    words = "settled on a class" + (f" (median: step {', '.join(medians[:FEW])})" if medians else "")
+    _key(axes, {"variance between classes": "-"} | ({words: "--"} if medians else {}))
+    _set_across(axes, steps + 1, "time step")
+    axes.set_ylabel("share")
+    axes.set_title(f"when do classes of {cut(concept)} part?")
 
 
 def _draw_participation(
@@ -180,9 +205,12 @@ def _draw_participation(
 ) -> None:
     for site, found in sites.items():
         _line(axes, steps, found.shape.participation_by_step, color=colours[site])
-    axes.set(xlabel="time step", ylabel="participation ratio", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title("dimensions that tell sequences apart, step by step")
+    most = max(len(found.shape.spectrum) for found in sites.values())
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(ylabel=f"participation ratio (1 to {most})", ylim=(0.9, 1.1 * most))
+    _set_across(axes, steps + 1, "time step")
+    axes.set_title("dimensions that tell sequences apart")
 
 
 def _draw_clusters(
@@ -190,16 +218,19 @@ def _draw_clusters(
 ) -> None:
     """Into how many groups sequences split."""
     drawn = False
-    for site, found in sites.items():
-        if found.clusters is None or not np.isfinite(found.clusters.count).any():
+    for place, (site, found) in enumerate(sites.items()):
+        if found.clusters is None or not np.isfinite(found.clusters.count[:-1]).any():
             continue
-        _line(axes, steps[found.cluster_columns], found.clusters.count[:-1], color=colours[site], ms=5)
+        width = 2 + 2 * (len(sites) - 1 - place)  # lines on top of each other are seen
+        _line(
+            axes, steps[found.cluster_columns], found.clusters.count[:-1], color=colours[site], ms=5 + width, lw=width
+        )
         drawn = True
     if not drawn:
         say(axes, "groups of sequences:\nneeds eight sequences")
         return
-    axes.set(ylim=(0, 12.9), yticks=(1, 3, 6, 9, 12), xlabel="time step", ylabel="groups (12: or more)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(ylim=(0, 12.9), yticks=(1, 3, 6, 9, 12), ylabel="groups (12: or more)")
+    _set_across(axes, steps + 1, "time step")
     axes.grid(axis="y", color="0.9")
     axes.set_title("into how many groups do sequences split?")
 
@@ -221,10 +252,15 @@ def _draw_dimensions(axes: Axes, sites: Mapping[str, SiteFindings], colours: Map
     axes.axhline(0.9, color="0.6", lw=1, ls="--")
     axes.set(ylim=(0, 1.03), xlabel="principal components", ylabel="share of the variance")
     axes.set_xscale("log", base=2)
+    most = max(len(found.shape.spectrum) for found in sites.values())
+    axes.set_xticks(2.0 ** np.arange(int(np.log2(most)) + 1), minor=False)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.legend(loc="lower right", fontsize=8, title="dimensions used", title_fontsize=8)
+    axes.legend(
+        loc="lower right", fontsize=8 if len(sites) <= 6 else 6.5, title="dimensions used (participation ratio)",
+        title_fontsize=8, labelspacing=0.2, borderaxespad=0.1,
+    )  # fmt: skip
     axes.set_title("how many dimensions?")
 
 
-def _line(axes: Axes, steps: NDArray[np.int64], values: Floats, *, ms: float = 3, **style: Any) -> None:
-    axes.plot(steps + 1, values, marker="o", ms=ms, lw=2, **style)
+def _line(axes: Axes, steps: NDArray[np.int64], values: Floats, **style: Any) -> None:
+    axes.plot(steps + 1, values, marker="o", **{"ms": 3, "lw": 2} | style)

@@ -10,12 +10,12 @@ from typing import final
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..analysis.state_embedding import StateEmbedding
+from .probe_panels import cut, site_name
 from .style import house_style, say
 
 CLASS_COLOURS = (
@@ -23,6 +23,7 @@ CLASS_COLOURS = (
 )  # fmt: skip
 MOST_COLOURINGS = 3
 METHODS = {"phate": "PHATE", "pca": "PCA"}
+WIDE, HIGH, HEAD = 2.7, 2.95, 1.35  # inches of a panel with its words, and above all panels
 Floats = NDArray[np.float64]
 
 
@@ -38,16 +39,26 @@ class Colouring:
     @property
     def norm(self) -> Normalize:
         """How a value becomes a colour."""
-        if self.classes:
-            return Normalize(0, max(len(self.classes) - 1, 1))
-        known = self.values[np.isfinite(self.values)]
-        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        low, high = self.ends
         return Normalize(low, high if high > low else low + 1)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The values of the first and the last colour."""
+        if self.classes:
+            return 0.0, len(self.classes) - 1.0
+        known = self.values[np.isfinite(self.values)]
+        return (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+
+    @property
+    def named(self) -> bool:
+        """Whether each class has a colour of its own."""
+        return 0 < len(self.classes) <= len(CLASS_COLOURS)
 
     @property
     def cmap(self) -> Colormap:
         """Colours; named ones for few classes."""
-        if self.classes and len(self.classes) <= len(CLASS_COLOURS):
+        if self.named:
             return mpl.colors.ListedColormap(CLASS_COLOURS[: len(self.classes)])
         return mpl.colormaps["viridis"]
 
@@ -77,39 +88,47 @@ def draw_embedding(
     others = [*colourings[1:MOST_COLOURINGS], by_step] if colourings else []
     columns = looks + len(others)
     with house_style():
-        height = 1.15 + 2.9 * len(rows)
-        figure = Figure(figsize=(max(3.2 * columns, 7.0), height))
+        wide, height = max(WIDE * columns, 7.0), HEAD + HIGH * len(rows)
+        figure = Figure(figsize=(wide, height))
         figure.subplots_adjust(
-            left=0.02, right=0.98, top=1 - 1.05 / height, bottom=0.25 / height, wspace=0.06, hspace=0.22
-        )
+            left=0.12 / wide, right=1 - 0.12 / wide, top=1 - HEAD / height, bottom=0.45 / height, wspace=0.06,
+            hspace=0.24,
+        )  # fmt: skip
         figure.suptitle(
-            f"trajectories of {place}: {title}", x=0.01, y=1 - 0.1 / height, ha="left", va="top", fontsize=12,
-            fontweight="bold",
+            f"trajectories of {site_name(place, 32)}: {title}", x=0.12 / wide, y=1 - 0.1 / height, ha="left", va="top",
+            fontsize=12, fontweight="bold",
         )  # fmt: skip
         words = "A line is a sequence, read from the square to the ring. In a row all looks share their axes."
-        figure.text(0.01, 1 - 0.37 / height, words, fontsize=9, va="top")
+        figure.text(0.12 / wide, 1 - 0.37 / height, words, fontsize=9, va="top")
+        _draw_key(figure, first)
         grid = figure.subplots(len(rows), columns, squeeze=False)
-        for row, (state, embedded) in enumerate(rows):
-            for column in range(columns):
-                axes = grid[row, column]
-                if column < len(embedded.epochs):
-                    name = _epoch(embedded.epochs[column])
-                    label = f"{state}, {METHODS[embedded.method]}" if not column else ""
-                    _draw_look(axes, embedded, column, first, f"{label}  {name}".strip())
-                elif column >= looks:
-                    colouring = others[column - looks]
-                    _draw_look(axes, embedded, len(embedded.epochs) - 1, colouring, f"by {colouring.name}")
-                else:
-                    axes.set_axis_off()
-            if embedded.remark:
-                grid[row, 0].text(
-                    0.02, 0.02, textwrap.fill(embedded.remark, 44), transform=grid[row, 0].transAxes, fontsize=8,
-                    color="0.3",
-                )  # fmt: skip
-        _draw_key(figure, first, height)
-        for place_, colouring in enumerate(others):
-            _draw_bar(figure, grid[0, looks + place_], colouring)
+        for (state, embedded), panels in zip(rows, grid, strict=True):
+            _draw_row(panels, state, embedded, first, others)
+        for axes, colouring in zip(grid[-1, looks:], others, strict=True):
+            _draw_scale(axes, colouring)
     return figure
+
+
+def _draw_row(
+    panels: Sequence[Axes], state: str, embedded: StateEmbedding, first: Colouring, others: Sequence[Colouring]
+) -> None:
+    """One embedding: its looks, and the latest in further colours."""
+    looks = len(panels) - len(others)
+    for look, axes in enumerate(panels[:looks]):
+        if look >= len(embedded.epochs):
+            axes.set_axis_off()
+            continue
+        label = "" if look else f"{state}, {METHODS[embedded.method]}: "
+        _draw_look(axes, embedded, look, first, label + _epoch(embedded.epochs[look]))
+    for axes, colouring in zip(panels[looks:], others, strict=True):
+        _draw_look(axes, embedded, len(embedded.epochs) - 1, colouring, f"by {cut(colouring.name, 24)}")
+    if embedded.method == "pca":
+        one, two = embedded.explained
+        panels[0].set_xlabel(f"component 1 ({one:.0%}), 2 ({two:.0%})", fontsize=8)
+    if embedded.remark:
+        panels[0].text(
+            0.02, 0.02, textwrap.fill(embedded.remark, 40), transform=panels[0].transAxes, fontsize=8, color="0.3"
+        )
 
 
 def _epoch(epoch: int) -> str:
@@ -117,6 +136,7 @@ def _epoch(epoch: int) -> str:
 
 
 def _draw_look(axes: Axes, embedded: StateEmbedding, look: int, colouring: Colouring, title: str) -> None:
+    axes.set_title(title)
     points = embedded.points[look]
     if not np.isfinite(points).any():
         say(axes, "no finite state")
@@ -139,36 +159,59 @@ def _draw_look(axes: Axes, embedded: StateEmbedding, look: int, colouring: Colou
     middle, reach = (whole.max(0) + whole.min(0)) / 2, max(float(np.ptp(whole, axis=0).max()) / 2, 1e-12) * 1.08
     axes.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
     axes.set(xticks=[], yticks=[])
-    if embedded.method == "pca" and look == 0:
-        axes.set_xlabel(f"component 1 ({embedded.explained[0]:.0%}), 2 ({embedded.explained[1]:.0%})", fontsize=8)
+    axes.set_box_aspect(1)
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
-    axes.set_title(title)
 
 
-def _draw_key(figure: Figure, colouring: Colouring, height: float) -> None:
+def _draw_key(figure: Figure, colouring: Colouring) -> None:
     """What the colours of the looks mean."""
-    level = 1 - 0.62 / height
-    if not colouring.classes or len(colouring.classes) > len(CLASS_COLOURS):
-        axes = figure.add_axes((0.01 + 0.12, level - 0.1 / height, 0.2, 0.1 / height))
-        bar = figure.colorbar(ScalarMappable(colouring.norm, colouring.cmap), cax=axes, orientation="horizontal")
-        bar.ax.tick_params(labelsize=8, length=2, pad=1)
-        figure.text(0.01, level, colouring.name[:24], fontsize=9, va="top")
+    wide, height = figure.get_size_inches()
+    level, across = 1 - 0.62 / height, 0.12
+    if not colouring.named:
+        low, high = _ends(colouring)
+        figure.text(across / wide, level, f"{cut(colouring.name, 24)}:  {low}", fontsize=9, va="top")
+        across += 0.4 + 0.08 * len(f"{cut(colouring.name, 24)}{low}")
+        axes = figure.add_axes((across / wide, level - 0.13 / height, 1.4 / wide, 0.11 / height), label="<colorbar>")
+        axes.imshow(np.linspace(0, 1, 64)[None], cmap=colouring.cmap, aspect="auto")
+        axes.set_axis_off()
+        figure.text((across + 1.5) / wide, level, high, fontsize=9, va="top")
         return
-    wide = figure.get_size_inches()[0]
-    figure.text(0.01, level, f"{colouring.name[:24]}:", fontsize=9, va="top")
-    across = 0.01 + (0.2 + 0.075 * min(len(colouring.name), 24)) / wide
+    figure.text(across / wide, level, f"{cut(colouring.name, 24)}:", fontsize=9, va="top")
+    begin = across = across + 0.2 + 0.08 * len(cut(colouring.name, 24))
     for code, name in enumerate(colouring.classes):
+        need = 0.3 + 0.085 * len(_short(name))
+        if across + need > wide:
+            across, level = begin, level - 0.18 / height
         colour = colouring.cmap(colouring.norm(code))
-        figure.text(across, level, f"● {name[:12]}", color=colour, fontsize=9, va="top")
-        across += (0.3 + 0.085 * min(len(name), 12)) / wide
+        figure.text(across / wide, level, f"● {_short(name)}", color=colour, fontsize=9, va="top")
+        across += need
 
 
-def _draw_bar(figure: Figure, axes: Axes, colouring: Colouring) -> None:
-    """The ends of a further colouring's scale, above its column."""
-    norm = colouring.norm
-    names = colouring.classes or (f"{norm.vmin:g}", f"{norm.vmax:g}")
-    words = f"{colouring.name[:16]}: {names[0]} (dark) to {names[-1]} (bright)"
-    if colouring.classes and len(colouring.classes) <= len(CLASS_COLOURS):
+def _draw_scale(axes: Axes, colouring: Colouring) -> None:
+    """What a further colouring's colours mean, below its column."""
+    if not colouring.named:
+        low, high = _ends(colouring)
+        axes.text(0, -0.03, f"dark: {low}, bright: {high}", transform=axes.transAxes, fontsize=8, va="top")
         return
-    axes.text(1.0, 1.09, words, transform=axes.transAxes, fontsize=8, ha="right")
+    across, level = 0.0, -0.03
+    for code, name in enumerate(colouring.classes):
+        need = 0.08 + 0.031 * len(_short(name))
+        if across and across + need > 1.05:
+            across, level = 0.0, level - 0.07
+        colour = colouring.cmap(colouring.norm(code))
+        axes.text(across, level, f"● {_short(name)}", color=colour, fontsize=8, va="top", transform=axes.transAxes)
+        across += need
+
+
+def _ends(colouring: Colouring) -> tuple[str, str]:
+    """Words for the darkest and the brightest colour."""
+    if colouring.classes:
+        return _short(colouring.classes[0]), _short(colouring.classes[-1])
+    low, high = colouring.ends
+    return f"{low:.3g}", f"{high:.3g}"
+
+
+def _short(name: str) -> str:
+    """Both ends of a long name, of which either may tell it from others."""
+    return name if len(name) <= 12 else f"{name[:5]}..{name[-5:]}"

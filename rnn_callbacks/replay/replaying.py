@@ -134,7 +134,8 @@ class ReplayLogger(TensorBoardLogger):
 
 def default_callbacks() -> list[EpochCallback]:
     """What is looked at where nobody says it."""
-    return [GateMonitor(), FixedPointTracker(), WeightTrajectoryLogger(), ProbeTracker(), RepresentationTracker()]
+    # `RepresentationTracker` before `ProbeTracker`: it holds the recorder of both, and the other may be left out.
+    return [GateMonitor(), FixedPointTracker(), WeightTrajectoryLogger(), RepresentationTracker(), ProbeTracker()]
 
 
 def hears_training(callback: EpochCallback) -> bool:

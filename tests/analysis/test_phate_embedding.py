@@ -64,7 +64,7 @@ def test_straight_line_stays_in_order_from_left_to_right(points):
     assert (np.diff(phate_embedding(distances(line(points))).points[:, 0]) > 0).all()
 
 
-@pytest.mark.parametrize("points", [20, 100, MOST])
+@pytest.mark.parametrize("points", [20, 100, 500, MOST])
 def test_straight_line_is_a_bow_and_no_ring(points):
     """As the docstring warns."""
     found = phate_embedding(distances(line(points))).points
@@ -280,7 +280,7 @@ def test_first_call_prints_nothing_and_leaves_matplotlib_alone():
 def test_as_many_points_as_are_allowed_and_no_more(generator):
     path = path_of(generator, MOST + 1)
     assert np.isfinite(phate_embedding(distances(path[:-1])).points).all()
-    with pytest.raises(ValueError, match="distances must be of at most 500 points, got 501: thin the path first"):
+    with pytest.raises(ValueError, match="distances must be of at most 1000 points, got 1001: thin the path first"):
         phate_embedding(distances(path))
 
 
