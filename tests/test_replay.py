@@ -19,7 +19,14 @@ from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from rnn_callbacks import FixedPointTracker, GateMonitor, GradientFlowMonitor, ProbeTracker, WeightTrajectoryLogger
+from rnn_callbacks import (
+    FixedPointTracker,
+    GateMonitor,
+    GradientFlowMonitor,
+    ProbeTracker,
+    RepresentationTracker,
+    WeightTrajectoryLogger,
+)
 from rnn_callbacks.compare.groups import find_groups
 from rnn_callbacks.compare.runs import load_runs
 from rnn_callbacks.replay import replay as replay_run
@@ -34,13 +41,13 @@ from .models import UNITS, Classifier, loader, make_data
 
 OFTEN = {"every_n_epochs": 1, "figure_every_n_epochs": 99, "on_error": "raise"}
 CLOCKS = ("seconds", "overhead")  # tags that measure time
-NOUNS = ("fixed_points", "gates", "probes", "weight_trajectory")
+NOUNS = ("fixed_points", "gates", "probes", "representation", "weight_trajectory")
 
 
 def watchers(*, closely=False):
     """One of each kind that can be replayed; if asked for with all that runs passes of its own."""
-    more = ({"ablate": "mean"}, {}, {"causal": True}, {"loss_plane": 3}) if closely else ({},) * 4
-    kinds = (GateMonitor, FixedPointTracker, ProbeTracker, WeightTrajectoryLogger)
+    more = ({"ablate": "mean"}, {}, {"causal": True}, {"loss_plane": 3}, {}) if closely else ({},) * 5
+    kinds = (GateMonitor, FixedPointTracker, ProbeTracker, WeightTrajectoryLogger, RepresentationTracker)
     return [kind(**OFTEN, **options) for kind, options in zip(kinds, more, strict=True)]
 
 
@@ -880,7 +887,13 @@ def test_who_needs_training_is_left_out_of_a_configuration_and_told(cli_run, tmp
         by_config(tmp_path / "flow.yaml", cli_run / "checkpoints", folder=tmp_path / "new", **HERE)
     assert len([w for w in said if w.category is CheckpointWarning]) == 1
     made = sorted(path.name for path in (tmp_path / "new" / "rnn_callbacks").iterdir())
-    assert made == ["fixed_points", "gates", "probes", "weight_trajectory"]  # what is looked at where nothing is named
+    assert made == [
+        "fixed_points",
+        "gates",
+        "probes",
+        "representation",
+        "weight_trajectory",
+    ]  # what is looked at where nothing is named
 
 
 WRONG = {

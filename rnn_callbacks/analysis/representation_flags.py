@@ -9,6 +9,7 @@ from typing import final
 from .gate_flags import Flag, check_names
 
 FIRST = 5  # epochs before a network is told to have stayed as it was
+NEAR = 0.5  # of the way to another random network, within which a network has hardly moved
 FALLEN = 0.5  # of the first loss: a network whose loss is below has learned something
 
 
@@ -21,7 +22,6 @@ class Shape:
     random: float | None  # highest CKA of two random networks, on the same sequences
     loss: float | None  # of training, in units of that of the first epoch
     epochs: int  # of training so far
-    last: bool  # whether this is the run's last epoch
     between: float | None  # share of the mean square of the states that lies between sequences
     dead: float  # share of the units
 
@@ -29,7 +29,8 @@ class Shape:
 def _lazy(shape: Shape) -> float | None:
     if shape.untrained is None or shape.random is None or shape.loss is None:
         return None
-    if shape.loss >= FALLEN or not (shape.last or shape.epochs >= FIRST) or shape.untrained <= shape.random:
+    moved, apart = 1 - shape.untrained, 1 - shape.random
+    if not shape.loss < FALLEN or shape.epochs < FIRST or moved > NEAR * apart:
         return 0.0
     return shape.untrained
 
@@ -47,7 +48,7 @@ RULES: dict[str, _Rule] = {
         0.5,
         _lazy,
         "the loss has come down to {loss:.0%} of its start, yet the states are still those of the untrained network "
-        "(CKA {untrained:.2f}; two random networks have at most {random:.2f} here): the layers after it have learned, "
+        "(CKA {untrained:.2f}; two random networks have up to {random:.2f} here): the layers after it have learned, "
         "this one hardly (lazy training, as in a reservoir). If memory matters, look at its gradients, its learning "
         "rate and the scale of its initial weights.",
     ),

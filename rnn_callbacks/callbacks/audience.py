@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 MOST = 2**16  # numbers of a tensor that are looked at
+DEEPEST = 6  # objects within objects
 
 
 @final
@@ -41,23 +44,27 @@ class Audience:
         return whole.hexdigest()
 
 
-def _parts(batch: Any) -> Iterator[bytes]:
-    """What a batch holds, whatever it is made of; objects of unknown kinds do not count."""
+def _parts(batch: Any, depth: int = 0) -> Iterator[bytes]:
+    """What a batch holds, whatever it is made of; objects of unknown kinds, and what lies deeper, do not count."""
+    if depth > DEEPEST:
+        return
     if isinstance(batch, Tensor):
-        array = batch.detach()
+        array = batch.detach() if batch.layout == torch.strided else batch.detach().to_dense()
         yield f"{tuple(array.shape)}".encode()
         some = array.flatten()[:MOST].cpu()
         yield np.ascontiguousarray((some.float() if some.is_floating_point() else some).numpy()).tobytes()
+    elif isinstance(batch, np.ndarray) and batch.dtype.hasobject:
+        yield from _parts(batch.ravel()[:MOST].tolist(), depth + 1)
     elif isinstance(batch, np.ndarray):
         yield f"{batch.shape}".encode() + np.ascontiguousarray(batch.ravel()[:MOST]).tobytes()
     elif isinstance(batch, Mapping):
         for key in batch:
             yield str(key).encode()
-            yield from _parts(batch[key])
+            yield from _parts(batch[key], depth + 1)
     elif isinstance(batch, (list, tuple)):
         for part in batch:
-            yield from _parts(part)
-    elif isinstance(batch, (str, int, float, bool)):
+            yield from _parts(part, depth + 1)
+    elif isinstance(batch, (str, bytes, int, float, bool, np.generic, Enum)):
         yield repr(batch).encode()
     elif hasattr(batch, "__dict__"):
-        yield from _parts(vars(batch))
+        yield from _parts(vars(batch), depth + 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, final
 
 import lightning.pytorch as pl
@@ -23,7 +25,7 @@ from ..tape import Tape
 from .attention_ear import AttentionEar
 from .audience import Audience
 from .base import EpochCallback, Observe
-from .concepts import TARGET, ConceptLabels, NoLabelsError, read_sources
+from .concepts import ConceptLabels, NoLabelsError, read_sources
 from .look import Look
 from .random_twins import random_twin
 from .representation_history import SiteHistory
@@ -187,10 +189,9 @@ class RepresentationTracker(EpochCallback):
         self._attention = AttentionEar(pl_module, self.max_sequences)
         if trainer.ckpt_path is None:
             self._untrained.begin(self.watched)
-            self._twin_cells = {
-                name: [random_twin(module, seed=self.seed + twin) for twin in range(TWINS)]
-                for name, module in self.watched.items()
-            }
+            for name, module in self.watched.items():
+                twins = [random_twin(module, seed=self.seed + twin) for twin in range(TWINS)]
+                self._twin_cells[name] = [twin for twin in twins if twin is not None]
         elif not self._histories:
             self._guard.say(
                 "no untrained",
@@ -210,6 +211,26 @@ class RepresentationTracker(EpochCallback):
             self._loss.clear()
             self._loss_of = trainer.current_epoch
         self._loss.add(outputs)
+        self._stop_attending()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        self._stop_attending()
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        self._stop_attending()
+
+    def _stop_attending(self) -> None:
+        if self._attention is not None:
+            self._attention.close()
 
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         if number == 0:
@@ -225,8 +246,6 @@ class RepresentationTracker(EpochCallback):
             self._attention.open()
 
     def on_taken_batch(self, tapes: dict[str, Tape], *, untrained: bool) -> None:
-        if self._attention is not None:
-            self._attention.close()
         if untrained:
             self._untrained.labels = self._everything()
         if self._fault is not None:
@@ -256,8 +275,8 @@ class RepresentationTracker(EpochCallback):
 
     def _sample_twins(self, name: str, tape: Tape) -> None:
         if name not in self._twins:
-            self._twins[name] = [self._sampler(name) for _ in self._twin_cells[name]]
-        for sampler, twin in zip(self._twins[name], self._twin_cells[name], strict=True):
+            self._twins[name] = [self._sampler(name) for _ in self._twin_cells.get(name, [])]
+        for sampler, twin in zip(self._twins[name], self._twin_cells.get(name, []), strict=True):
             sampler.hear(tape.head(self.max_sequences - sampler.count), twin)
 
     def _sampler(self, name: str) -> StateSampler:
@@ -266,8 +285,6 @@ class RepresentationTracker(EpochCallback):
     # ---- looking ---------------------------------------------------------------------------------------------------
 
     def analyse(self, look: Look) -> Report:
-        if self._attention is not None:
-            self._attention.close()
         if self._fault is not None:
             raise RuntimeError("taking samples of the states failed") from self._fault
         self._say_labels()
@@ -275,7 +292,6 @@ class RepresentationTracker(EpochCallback):
         report = RepresentationReport(
             self._guard,
             epoch=look.epoch,
-            last=self._is_last(look.trainer),
             loss=self._loss_so_far(),
             thresholds=self.flags or {},
             seed=self.seed,
@@ -294,19 +310,21 @@ class RepresentationTracker(EpochCallback):
                 found = self._measure(look.epoch, name, samples, concepts, same=same)
                 histories = {site: self._histories[name, site] for site in found}
                 report.describe(name, samples, found, histories)
-                if self.embedding is not None and self._embedding_is_due(look):
-                    report.embed(name, samples, histories, concepts, rows=self._rows[name], method=self.embedding)
-        if self.embedding is not None and self._embedding_is_due(look):
-            self._embedded_at = look.epoch
+                if same and self.embedding is not None and self._embedding_is_due(look):
+                    report.embed(
+                        name, samples, histories, concepts, rows=self._rows[name], method=self.embedding,
+                        done=partial(self._embedded, look.epoch),
+                    )  # fmt: skip
         if self._attention is not None:
             report.attention(self._attention)
         self._untrained.forget_states()
         self._samplers, self._twins, self._twin_cells = {}, {}, {}  # nothing large is held while training goes on
+        self._labels.labels = {}
         return report.finished()
 
     def _say_labels(self) -> None:
         for name, fault in self._labels.faults.items():
-            if self.concepts is None and name == TARGET and isinstance(fault, NoLabelsError):
+            if self.concepts is None:
                 continue  # none was asked for
             with self._guard:
                 cause = None if isinstance(fault, NoLabelsError) else fault
@@ -333,15 +351,18 @@ class RepresentationTracker(EpochCallback):
     def _loss_so_far(self) -> float | None:
         """Of the training loss of the first epoch with a look; None where losses are unknown or not positive."""
         loss = self._loss.mean
+        if loss is None or not math.isfinite(loss):
+            return None
         if self._first_loss is None:
             self._first_loss = loss
-        if loss is None or self._first_loss is None or self._first_loss <= 0:
-            return None
-        return loss / self._first_loss
+        return loss / self._first_loss if self._first_loss > 0 else None
 
     def _embedding_is_due(self, look: Look) -> bool:
         every, last = self.embed_every_n_epochs, self._embedded_at
-        return every is None or last is None or look.epoch - last >= every or last == look.epoch
+        return every is None or last is None or look.epoch - last >= every or self._is_last(look.trainer)
+
+    def _embedded(self, epoch: int) -> None:
+        self._embedded_at = epoch
 
     def _concepts(self, name: str, samples: StateSamples) -> list[Concept]:
         found: list[Concept] = []
@@ -353,7 +374,8 @@ class RepresentationTracker(EpochCallback):
                 for concept in concepts:
                     check_steps(concept, samples)
             except ValueError as error:
-                self._guard.say(f"concept {name} {source}", f"RepresentationTracker: in {name}, {error}.")
+                if self.concepts is not None:  # else the target was tried, and is nothing that can be shown
+                    self._guard.say(f"concept {name} {source}", f"RepresentationTracker: in {name}, {error}.")
                 continue
             self._classes |= {concept.name: concept.classes for concept in concepts}
             found += concepts
@@ -378,7 +400,7 @@ class RepresentationTracker(EpochCallback):
         top = {cell.name for cell in cells_of if cell.place.layer == max(c.place.layer for c in cells_of)}
         found: dict[str, SiteFindings] = {}
         for site in samples.states:
-            if site.startswith("input"):
+            if site.startswith("input") or not np.isfinite(samples.states[site][samples.present]).all(-1).any():
                 continue
             history = self._histories.setdefault((name, site), SiteHistory({}))
             others = Others(
@@ -386,7 +408,8 @@ class RepresentationTracker(EpochCallback):
             )
             look = SiteLook(samples, site, epoch, self._rows[name])
             found[site] = look.at(history, others, concepts, clustered=site.partition("/")[0] in top)
-        if any(not history.latest.size for (module, _), history in self._histories.items() if module == name):
+        sites = [site for site in samples.states if not site.startswith("input")]
+        if any(site not in found or not self._histories[name, site].now.size for site in sites):
             self._guard.say(
                 f"nonfinite {name}",
                 f"RepresentationTracker: states of {name} hold NaN or infinity, or there are fewer than four "

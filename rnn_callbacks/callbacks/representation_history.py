@@ -36,9 +36,12 @@ class SiteHistory:
         self.curves: list[dict[str, float]] = [dict(row) for row in kept.get("curves", [])]  # with "epoch"
         self.untrained = _array(kept.get("untrained"))  # fingerprints, of all steps and of the ends
         self.untrained_end = _array(kept.get("untrained_end"))
-        self.latest = _array(kept.get("latest"))
+        self.latest = _array(kept.get("latest"))  # of the last look that could be compared
+        self.now = NOTHING  # of the look that is being taken
         self.random: tuple[float, float] | None = kept.get("random")  # mean and highest CKA of two random networks
-        self.scenes: dict[int, Half] = {int(e): _array(states) for e, states in kept.get("scenes", {}).items()}
+        self.scenes: dict[int, NDArray[np.float32]] = {
+            int(e): states.numpy() for e, states in kept.get("scenes", {}).items()
+        }
         self.drawn: dict[str, dict[int, NDArray[np.float64]]] = {
             method: {int(e): points.numpy() for e, points in places.items()}
             for method, places in kept.get("drawn", {}).items()
@@ -64,8 +67,19 @@ class SiteHistory:
     @property
     def nbytes(self) -> int:
         """Memory that is held."""
-        held = [*self.folds, *self.scenes.values(), self.untrained, self.untrained_end, self.latest]
+        held: list[NDArray[Any]] = [
+            *self.folds,
+            *self.scenes.values(),
+            *self._points,
+            self.untrained,
+            self.untrained_end,
+            self.latest,
+        ]
         return sum(array.nbytes for array in held)
+
+    @property
+    def _points(self) -> list[NDArray[np.float64]]:
+        return [points for places in self.drawn.values() for points in places.values()]
 
     def add_print(self, epoch: int, print_: NDArray[np.floating]) -> None:
         """Keep a look's fingerprint, folded."""
@@ -77,7 +91,7 @@ class SiteHistory:
             place = _closest(self.epochs)
             del self.epochs[place], self.folds[place]
 
-    def add_scene(self, epoch: int, states: Half) -> None:
+    def add_scene(self, epoch: int, states: NDArray[np.float32]) -> None:
         """Keep some trajectories of a look."""
         if self.scenes and next(iter(self.scenes.values())).shape != states.shape:
             self.scenes, self.drawn = {}, {}

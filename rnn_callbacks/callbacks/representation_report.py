@@ -35,7 +35,6 @@ class RepresentationReport:
     Args:
         guard: says what a person should know, once.
         epoch: from 0.
-        last: whether this is the run's last epoch.
         loss: of training, in units of that of the first epoch; None where it is not known.
         thresholds: of the flags.
         seed: of PHATE.
@@ -46,14 +45,12 @@ class RepresentationReport:
         guard: Guard,
         *,
         epoch: int,
-        last: bool,
         loss: float | None,
         thresholds: Mapping[str, float | None],
         seed: int,
     ) -> None:
         self._guard = guard
         self._epoch = epoch
-        self._last = last
         self._loss = loss
         self._thresholds = thresholds
         self._seed = seed
@@ -86,7 +83,7 @@ class RepresentationReport:
     ) -> None:
         """All sites of one module."""
         self._arrays[f"representation/{module}/steps"] = samples.steps
-        prints = [histories[site].latest for site in found]
+        prints = [histories[site].now for site in found]
         layers = np.zeros((0, 0))
         if len({len(print_) for print_ in prints}) == 1 and len(prints[0]):
             layers = np.clip(similarities(prints), -1.0, 1.0)
@@ -100,7 +97,7 @@ class RepresentationReport:
                 scalars |= {"cka_below": likeness} if np.isfinite(likeness) else {}
             self._scalars |= {f"{tag}/{name}": value for name, value in scalars.items()}
             self._arrays |= {f"{tag}/{name}": array for name, array in findings.arrays().items()}
-            if histories[site].folds:
+            if len(findings.epochs):
                 self._arrays[f"{tag}/fingerprint"] = histories[site].folds[-1]
             self._flag(tag, findings, scalars)
         drawn = {
@@ -117,7 +114,6 @@ class RepresentationReport:
             random=None if found.random is None else found.random[1],
             loss=self._loss,
             epochs=self._epoch + 1,
-            last=self._last,
             between=scalars.get("between_sequences"),
             dead=scalars["dead_units"],
         )
@@ -138,6 +134,7 @@ class RepresentationReport:
         *,
         rows: Sequence[int],
         method: Method,
+        done: Callable[[], None],
     ) -> None:
         """Pictures of trajectories, a picture for each cell; laid out only if they are drawn."""
         colourings = [_colouring(concept, samples, rows) for concept in concepts]
@@ -148,7 +145,7 @@ class RepresentationReport:
         for cell, sites in cells.items():
             draw = partial(
                 self._draw_embedding, f"{module}.{cell}", {site: histories[site] for site in sites}, colourings, method,
-                steps=samples.steps,
+                steps=samples.steps, done=done,
             )  # fmt: skip
             self._figures[f"representation/{module}.{cell}/trajectories"] = draw
 
@@ -160,7 +157,9 @@ class RepresentationReport:
         method: Method,
         *,
         steps: NDArray[np.int64],
+        done: Callable[[], None],
     ) -> Any:
+        done()
         laid: dict[str, list[StateEmbedding]] = {}
         for site, history in histories.items():
             looks = [(epoch, history.scenes[epoch]) for epoch in _shown(list(history.scenes))]

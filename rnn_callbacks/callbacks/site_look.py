@@ -63,6 +63,7 @@ class SiteLook:
         present = self.samples.present
         shape = representation(geometry(self.states[:, :-1], present[:, :-1]))
         untrained, end, previous = self._compare(history, others)
+        compared = others.comparable and len(history.now) > 0
         columns = _spread(len(self.samples.steps), CLUSTERED)
         clusters = self._clusters(columns) if clustered else None
         classes = {c.name: one for c in concepts if (one := self._classes(c)) is not None}
@@ -75,8 +76,8 @@ class SiteLook:
             clusters=clusters,
             cluster_columns=columns,
             classes=classes,
-            epochs=np.array(history.epochs, np.int64),
-            matrix=history.matrix(),
+            epochs=np.array(history.epochs if compared else [], np.int64),
+            matrix=history.matrix() if compared else np.zeros((0, 0)),
         )
         scalars = found.scalars()
         history.curves.append(
@@ -88,8 +89,8 @@ class SiteLook:
         """CKA with the untrained network, the same at the ends, and with the look before."""
         present = self.samples.present[:PRINTED]
         print_, end = self._print(self.states), self._print_end(self.states)
-        if not len(print_) or not others.comparable:
-            history.latest = print_
+        history.now = print_
+        if not others.comparable:
             return None, np.nan, np.nan
         if others.untrained is not None and not history.untrained.size:
             history.untrained, history.untrained_end = self._print(others.untrained), self._print_end(others.untrained)
@@ -97,10 +98,12 @@ class SiteLook:
                 history.add_print(BEFORE, history.untrained)
                 history.latest = history.untrained
             history.add_scene(BEFORE, self._scene(others.untrained))
-        if len(others.random) > 1:
-            prints = [self._print(states) for states in others.random]
-            likeness = [float(a.astype(np.float64) @ b.astype(np.float64)) for a, b in combinations(prints, 2)]
+        prints = [random.astype(np.float64) for states in others.random if (random := self._print(states)).any()]
+        if len(prints) > 1:
+            likeness = [float(a @ b) for a, b in combinations(prints, 2)]
             history.random = float(np.mean(likeness)), max(likeness)
+        if not len(print_):
+            return None, np.nan, np.nan
         counts = present[:, :-1].sum(0)
         fits = len(history.untrained) == len(print_)
         untrained = compare_fingerprints(print_, history.untrained, counts) if fits else None
@@ -124,12 +127,10 @@ class SiteLook:
     def _print_end(self, states: States) -> Half:
         return _half_print(states[:PRINTED, -1:], self.samples.present[:PRINTED, -1:])
 
-    def _scene(self, states: States) -> Half:
+    def _scene(self, states: States) -> States:
         """Trajectories for pictures, ``(Q, S, H)``; NaN where a sequence has ended."""
         rows = np.array(self.shown, dtype=int)
-        chosen = np.where(self.samples.present[rows, :-1, None], states[rows, :-1], np.nan)
-        with np.errstate(over="ignore"):
-            return chosen.astype(np.float16)
+        return np.where(self.samples.present[rows, :-1, None], states[rows, :-1], np.float32(np.nan))
 
     def _clusters(self, columns: NDArray[np.int64]) -> StepClusters:
         """At these columns, and where sequences end."""

@@ -252,8 +252,6 @@ def _draw_dimensions(axes: Axes, sites: Mapping[str, SiteFindings], colours: Map
     axes.axhline(0.9, color="0.6", lw=1, ls="--")
     axes.set(ylim=(0, 1.03), xlabel="principal components", ylabel="share of the variance")
     axes.set_xscale("log", base=2)
-    most = max(len(found.shape.spectrum) for found in sites.values())
-    axes.set_xticks(2.0 ** np.arange(int(np.log2(most)) + 1), minor=False)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(
         loc="lower right", fontsize=8 if len(sites) <= 6 else 6.5, title="dimensions used (participation ratio)",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
 from ..analysis.state_embedding import StateEmbedding
@@ -24,6 +25,7 @@ CLASS_COLOURS = (
 MOST_COLOURINGS = 3
 METHODS = {"phate": "PHATE", "pca": "PCA"}
 WIDE, HIGH, HEAD = 2.7, 2.95, 1.35  # inches of a panel with its words, and above all panels
+LINE = 0.17  # inches from a line of words to the next
 Floats = NDArray[np.float64]
 
 
@@ -88,10 +90,12 @@ def draw_embedding(
     others = [*colourings[1:MOST_COLOURINGS], by_step] if colourings else []
     columns = looks + len(others)
     with house_style():
-        wide, height = max(WIDE * columns, 7.0), HEAD + HIGH * len(rows)
+        lines = max(row for colouring in [by_step, *others] for _, row in _places(colouring, 0.0, WIDE, 0.06)) + 1
+        foot = 0.15 + LINE * max(lines, 2)
+        wide, height = max(WIDE * columns, 7.0), HEAD + HIGH * len(rows) - 0.5 + foot
         figure = Figure(figsize=(wide, height))
         figure.subplots_adjust(
-            left=0.12 / wide, right=1 - 0.12 / wide, top=1 - HEAD / height, bottom=0.45 / height, wspace=0.06,
+            left=0.12 / wide, right=1 - 0.12 / wide, top=1 - HEAD / height, bottom=foot / height, wspace=0.06,
             hspace=0.24,
         )  # fmt: skip
         figure.suptitle(
@@ -178,14 +182,9 @@ def _draw_key(figure: Figure, colouring: Colouring) -> None:
         figure.text((across + 1.5) / wide, level, high, fontsize=9, va="top")
         return
     figure.text(across / wide, level, f"{cut(colouring.name, 24)}:", fontsize=9, va="top")
-    begin = across = across + 0.2 + 0.08 * len(cut(colouring.name, 24))
-    for code, name in enumerate(colouring.classes):
-        need = 0.3 + 0.085 * len(_short(name))
-        if across + need > wide:
-            across, level = begin, level - 0.18 / height
-        colour = colouring.cmap(colouring.norm(code))
-        figure.text(across / wide, level, f"● {_short(name)}", color=colour, fontsize=9, va="top")
-        across += need
+    begin = across + 0.2 + 0.08 * len(cut(colouring.name, 24))
+    for code, (right, row) in enumerate(_places(colouring, begin, wide, 0.085)):
+        figure.text(right / wide, level - LINE * row / height, fontsize=9, va="top", **_name(colouring, code))
 
 
 def _draw_scale(axes: Axes, colouring: Colouring) -> None:
@@ -194,14 +193,26 @@ def _draw_scale(axes: Axes, colouring: Colouring) -> None:
         low, high = _ends(colouring)
         axes.text(0, -0.03, f"dark: {low}, bright: {high}", transform=axes.transAxes, fontsize=8, va="top")
         return
-    across, level = 0.0, -0.03
-    for code, name in enumerate(colouring.classes):
-        need = 0.08 + 0.031 * len(_short(name))
-        if across and across + need > 1.05:
-            across, level = 0.0, level - 0.07
-        colour = colouring.cmap(colouring.norm(code))
-        axes.text(across, level, f"● {_short(name)}", color=colour, fontsize=8, va="top", transform=axes.transAxes)
+    for code, (right, row) in enumerate(_places(colouring, 0.0, WIDE, 0.06)):
+        move = ScaledTranslation(right, -LINE * row - 0.06, axes.figure.dpi_scale_trans)  # type: ignore[union-attr]
+        axes.text(0, 0, transform=axes.transAxes + move, fontsize=8, va="top", **_name(colouring, code))
+
+
+def _places(colouring: Colouring, begin: float, room: float, letter: float) -> list[tuple[float, int]]:
+    """Inches from the left and line of the name of each class, with letters so wide; one place without classes."""
+    across, row, found = begin, 0, []
+    for name in colouring.classes if colouring.named else ("",):
+        need = 0.2 + letter * (len(_short(name)) + 1)
+        if across > begin and across + need > room:
+            across, row = begin, row + 1
+        found.append((across, row))
         across += need
+    return found
+
+
+def _name(colouring: Colouring, code: int) -> dict[str, Any]:
+    """A class and its colour, for a text."""
+    return {"s": f"● {_short(colouring.classes[code])}", "color": colouring.cmap(colouring.norm(code))}
 
 
 def _ends(colouring: Colouring) -> tuple[str, str]:
