@@ -194,7 +194,7 @@ def _draw_scale(axes: Axes, colouring: Colouring) -> None:
         axes.text(0, -0.03, f"dark: {low}, bright: {high}", transform=axes.transAxes, fontsize=8, va="top")
         return
     for code, (right, row) in enumerate(_places(colouring, 0.0, WIDE, 0.06)):
-        move = ScaledTranslation(right, -LINE * row - 0.06, axes.figure.dpi_scale_trans)  # type: ignore[union-attr]
+        move = ScaledTranslation(right, -LINE * row - 0.06, axes.figure.dpi_scale_trans)
         axes.text(0, 0, transform=axes.transAxes + move, fontsize=8, va="top", **_name(colouring, code))
 
 
