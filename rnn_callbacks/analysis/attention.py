@@ -31,7 +31,7 @@ class AttentionSums:
         self.sequences = 0
         self.by_head = True
         self._sum = torch.zeros(0, 0, 0, dtype=torch.float64)
-        self._count = torch.zeros(0, 0, dtype=torch.float64)
+        self._count = torch.zeros(0, dtype=torch.float64)
         self._entropy = torch.zeros(0, dtype=torch.float64)
         self._highest = 0.0
         self._queries = 0
@@ -60,10 +60,11 @@ class AttentionSums:
         rows = torch.where(valid[:, None, :, None], rows, 0.0)
         self._sum = _grown(self._sum, (heads, queries, keys))
         self._sum[:, :queries, :keys] += rows.sum(0)
-        self._count = _grown(self._count, (queries, keys))
-        self._count[:queries, :keys] += valid.sum(0)[:, None]
+        self._count = _grown(self._count, (queries,))
+        self._count[:queries] += valid.sum(0)
         self._entropy += -torch.special.xlogy(rows, rows).sum((0, 2, 3)) / np.log(2)
-        self._highest += float((valid.sum(1) * np.log2(keys)).sum()) if masked is None else _keys(valid, masked)
+        allowed = (rows > 0).any(1).sum(2).clamp(min=1)  # a softmax gives nothing to masked keys only
+        self._highest += float(allowed.double().log2().sum())
         self._queries += int(valid.sum())
         self.sequences += batch
 
@@ -72,18 +73,12 @@ class AttentionSums:
         if not self._queries:
             return None
         return AttentionMaps(
-            mean=(self._sum / self._count.clamp(min=1)).numpy(),
+            mean=(self._sum / self._count.clamp(min=1)[:, None]).numpy(),
             entropy=(self._entropy / self._queries).numpy(),
             highest=self._highest / self._queries,
             by_head=self.by_head,
             sequences=self.sequences,
         )
-
-
-def _keys(valid: Tensor, masked: Tensor) -> float:
-    """Sum over valid queries of log2 of the keys they may look at."""
-    keys = (~masked.cpu()).sum(1).clamp(min=1).double()
-    return float((valid.sum(1) * keys.log2()).sum())
 
 
 def _grown(kept: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .cka import Geometry
 
-DEAD = 0.01  # of the root mean square deviation over units: a unit that varies less is dead
+DEAD = 0.01  # of the upper quartile of the deviations of units: a unit that varies less is dead
 MOST_OF_IT = 0.9  # of the variance
 
 Floats = NDArray[np.float64]
@@ -50,7 +50,7 @@ class Representation:
     @property
     def dead(self) -> NDArray[np.bool_]:
         """Whether a unit hardly varies where the others do, ``(H,)``."""
-        typical = float(np.sqrt(np.square(self.deviation).mean()))
+        typical = float(np.quantile(self.deviation, 0.75)) or float(np.sqrt(np.square(self.deviation).mean()))
         return self.deviation < DEAD * typical
 
     def scalars(self) -> dict[str, float]:
@@ -69,7 +69,8 @@ def representation(of: Geometry) -> Representation:
     """Measure states.
 
     The participation ratio of all steps together is that of the states as they are: of N sequences it is at most N, and
-    low by about a share of itself / N. That of one step is estimated without this bias.
+    low by about a share of itself / N. That of one step is without this bias, and high with few sequences: of one
+    dimension 5 sequences find 1.9, 43 are right within a twentieth.
 
     Args:
         of: states, from `geometry`.
@@ -84,8 +85,8 @@ def representation(of: Geometry) -> Representation:
     largest = float(np.abs(kept).max()) or 1.0
     scaled = kept / kept.dtype.type(largest)
     centred = (scaled - scaled.mean(0, dtype=np.float64)).astype(kept.dtype)
-    if np.abs(centred).max() <= 4 * np.finfo(kept.dtype).eps:
-        centred = np.zeros_like(centred)
+    noise = 4 * np.finfo(kept.dtype).eps * np.abs(scaled).max(0)
+    centred[:, np.abs(centred).max(0) <= noise] = 0.0
     covariance = (centred.T @ centred).astype(np.float64) / len(kept)
     spectrum = np.maximum(np.linalg.eigvalsh(covariance)[::-1], 0.0)
     square = float(np.square(scaled, dtype=np.float64).mean())
@@ -110,10 +111,12 @@ def _by_step(of: Geometry) -> Floats:
 
 def _between(of: Geometry, largest: float) -> float:
     """Variance over the sequences at the same step, per unit, mean over all states, in units of the largest squared."""
+    if (of.counted.sum(0) < 2).all():  # nothing to differ from
+        return np.nan
     total, count = 0.0, 0
     for rows, step in zip(of.counted.T, range(len(of.steps)), strict=True):
         here = of.states[rows, step] / of.states.dtype.type(largest)
         if len(here) > 1:
             total += float(here.var(0, dtype=np.float64).sum()) * len(here)
-            count += len(here) * here.shape[1]
-    return total / count if count else np.nan
+        count += here.size
+    return total / count

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 
-from .phate_embedding import phate_embedding
+from .phate_embedding import MOST, phate_embedding
 
 Method = Literal["phate", "pca"]
 Floats = NDArray[np.float64]
@@ -57,7 +57,9 @@ def embed_states(
         raise ValueError("there is no finite state to embed")
     flat, remark, explained = stacked[there], "", (0.0, 0.0)
     laid = None
-    if method == "phate":
+    if method == "phate" and len(flat) > MOST:
+        remark = f"PHATE takes up to {MOST} states, got {len(flat)}: PCA alone"
+    elif method == "phate":
         laid, remark = _phate(flat, seed)
     if laid is None:
         method = "pca"

@@ -62,6 +62,9 @@ class AttentionEar:
                 return
             try:
                 with torch.inference_mode(False), torch.no_grad():
+                    if module.training and module.dropout > 0:
+                        self.silent[name] = "dropout changes its weights while it trains; listen to validation"
+                        return
                     self._keep(name, args, kwargs, output[1])
             except Exception as fault:  # a forward pass of the user's must not fail for our sake
                 self.faults[name] = fault

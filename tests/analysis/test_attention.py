@@ -103,6 +103,7 @@ def test_query_whose_keys_were_all_masked_does_not_count(weights):
 def test_mask_of_other_steps_than_the_queries_hides_no_query(weights):
     masked = torch.zeros(BATCH, KEYS, dtype=torch.bool)
     masked[:, KEYS - 3 :] = True
+    weights[..., KEYS - 3 :] = 0.0
     found = heard((weights, masked))
     np.testing.assert_allclose(found.mean, weights.numpy().mean(0), rtol=1e-12)
     assert found.highest == pytest.approx(np.log2(KEYS - 3))
@@ -119,6 +120,14 @@ def test_batches_of_unlike_lengths_share_a_map(order):
     assert found.highest == pytest.approx(highest, rel=1e-6)
     np.testing.assert_allclose(found.entropy, highest, rtol=1e-6)
     assert found.sequences == 3
+    np.testing.assert_allclose(found.mean.sum(-1), 1)
+
+
+def test_keys_that_a_causal_mask_hides_are_none_to_spread_over():
+    rows = torch.tril(torch.ones(8, 8)) / torch.arange(1, 9)[:, None]
+    found = heard(rows.expand(2, 3, 8, 8).double())
+    assert found.highest == pytest.approx(np.log2(np.arange(1, 9)).mean())
+    np.testing.assert_allclose(found.entropy, found.highest)
 
 
 def test_weights_are_those_of_a_module_of_torch():

@@ -258,3 +258,28 @@ def test_step_of_fewer_than_four_sequences_has_no_participation_ratio(generator)
 def test_no_finite_state_is_refused():
     with pytest.raises(ValueError, match="there is no finite state to measure"):
         measured(np.full((SEQUENCES, STEPS, UNITS), np.nan))
+
+
+def test_what_lies_between_sequences_is_a_share_where_some_have_ended():
+    states = np.array([[[1.0], [0.0]], [[-1.0], [0.0]]])
+    found = representation(geometry(states, np.array([[True, True], [True, False]])))
+    assert found.between == pytest.approx(1)  # the one that goes on is where both are on average
+
+
+def test_one_large_unit_leaves_the_others_alive():
+    states = np.random.default_rng(0).normal(size=(31, 3, 7)) * np.array([1000.0, 1, 1, 1, 1, 1, 1])
+    assert representation(geometry(states)).scalars()["dead_units"] == 0
+
+
+def test_a_constant_large_unit_hides_no_other():
+    states = np.random.default_rng(0).normal(size=(31, 3, 7)).astype(np.float32)
+    states[..., 0] = 1e5
+    found = representation(geometry(states))
+    assert found.dead.tolist() == [True] + [False] * 6
+    assert found.variance == pytest.approx(6 / 7, rel=0.2)
+
+
+def test_states_that_differ_by_rounding_are_constant():
+    states = np.full((11, 3, 5), 0.1, np.float32)
+    states[::2] = np.nextafter(np.float32(0.1), np.float32(1))
+    assert representation(geometry(states)).scalars()["variance"] == 0

@@ -247,3 +247,10 @@ def test_looks_must_be_of_one_shape(generator):
 def test_no_finite_state_is_refused():
     with pytest.raises(ValueError, match="there is no finite state to embed"):
         embed_states([(0, np.full((SEQUENCES, STEPS, UNITS), np.nan))], "phate")
+
+
+def test_more_states_than_phate_takes_fall_back_on_pca_and_say_so():
+    looks = [(0, np.random.default_rng(0).normal(size=(17, 59, 3)))]
+    found = embed_states(looks, "phate")
+    assert found.method == "pca"
+    assert found.remark == "PHATE takes up to 1000 states, got 1003: PCA alone"

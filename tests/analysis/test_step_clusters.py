@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.linalg import hadamard
 from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
-from rnn_callbacks.analysis.step_clusters import FEWEST, MARGIN, MOST, _cuts, _judge, _references, step_clusters
+from rnn_callbacks.analysis.step_clusters import MARGIN, MOST, _cuts, _judge, _references, step_clusters
 
 SEQUENCES, STEPS, UNITS = 61, 5, 13
 
@@ -87,6 +88,8 @@ def test_reference_falls_with_the_dimension_and_lies_between_whole_ones(generato
     two = np.stack([np.tile([1.0, 1, -1, -1], 16), np.tile([0.5, -0.5], 32)], 1)
     one, both = _references(64)[:2]
     assert clusters(two).reference[0] == pytest.approx(one + (1.25**2 / 1.0625 - 1) * (both - one), rel=1e-9)
+    seven = hadamard(64)[:, 1:8].astype(float)  # as many axes, all alike
+    assert clusters(seven).reference[0] == pytest.approx(np.mean(_references(64)[2:]), rel=1e-9)
 
 
 def test_reference_is_that_of_a_uniform_cloud():
@@ -155,7 +158,7 @@ def test_more_clusters_than_are_looked_for_are_so_many(generator):
 
 def test_fewer_than_eight_sequences_have_no_clusters(generator):
     states = np.concatenate([splitting(generator, 0)] * 2, 1)
-    counted = np.arange(SEQUENCES)[:, None] < np.array([0, 1, 4, FEWEST - 1, FEWEST, 20, 61, 61, 61, 61])
+    counted = np.arange(SEQUENCES)[:, None] < np.array([0, 1, 4, 7, 8, 20, 61, 61, 61, 61])
     found = clusters(states, counted)
     for numbers in (found.count, found.silhouette, found.reference):
         np.testing.assert_array_equal(np.isnan(numbers), np.arange(10) < 4)

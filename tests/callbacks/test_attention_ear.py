@@ -288,3 +288,18 @@ def test_an_attention_of_a_users_own_that_cannot_be_read_is_no_fault_of_the_pass
     ear.close()
     assert list(ear.faults) == ["0"]
     assert isinstance(ear.faults["0"], IndexError)
+
+
+def test_weights_that_dropout_changes_are_not_taken():
+    model = nn.Module()
+    model.attention = nn.MultiheadAttention(6, 2, dropout=0.5, batch_first=True)
+    ear = AttentionEar(model, 100)
+    ear.open()
+    x = torch.randn(2, 5, 6)
+    model.attention(x, x, x, average_attn_weights=False)
+    assert not ear.sums
+    assert "listen to validation" in ear.silent["attention"]
+    model.attention.eval()(x, x, x, average_attn_weights=False)
+    ear.close()
+    assert ear.sums["attention"].sequences == 2
+    assert not ear.silent
