@@ -108,13 +108,13 @@ def test_a_place_that_is_not_there_is_named(place, tmp_path):
 def test_runs_on_a_remote_disk_are_named_by_their_address(tmp_path):
     files = fsspec.filesystem("memory")
     for name in ("metrics.csv", "hparams.yaml", LOOK):
-        files.pipe_file(f"/remote/logs[1]/version_0/{name}", b"step,a\n1,2\n")
+        files.pipe_file(f"/by_address/logs[1]/version_0/{name}", b"step,a\n1,2\n")
     local = make(tmp_path)
     expected = ["metrics.csv", LOOK, "hparams.yaml"]
-    found = run_folders(["memory://remote", local, "memory:///remote/logs[1]/version_0/", "memory://remote/*"])
-    assert list(found) == ["memory:///remote/logs[1]/version_0", local]
-    assert sorted(found["memory:///remote/logs[1]/version_0"]) == sorted(expected)
-    files.rm("/remote", recursive=True)
+    found = run_folders(["memory://by_address", local, "memory:///by_address/logs[1]/version_0/", "memory://by_address/*"])
+    assert list(found) == ["memory:///by_address/logs[1]/version_0", local]
+    assert sorted(found["memory:///by_address/logs[1]/version_0"]) == sorted(expected)
+    files.rm("/by_address", recursive=True)
 
 
 @pytest.mark.parametrize(
