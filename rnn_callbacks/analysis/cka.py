@@ -119,17 +119,24 @@ class Step:
 
     @cached_property
     def hsic(self) -> float:
-        """The criterion of the states with themselves; 0 where all samples are the same."""
-        return max(_hsic(self, self), 0.0)
+        """The criterion of the states with themselves; 0 where it is but rounding (all but one are the same, say)."""
+        found = _hsic(self, self)
+        return found if found > self.rounding else 0.0
+
+    @property
+    def rounding(self) -> float:
+        """What rounding may make of a criterion that is 0."""
+        n = len(self.states)
+        return 16 * float(np.finfo(self.states.dtype).eps) * float(self.squares.sum()) ** 2 / (n * (n - 3))
 
 
 def _centred(states: NDArray[np.floating]) -> NDArray[np.floating]:
-    """``(n, H)`` with mean zero; exactly zero where only rounding tells samples apart."""
+    """``(n, H)`` with mean zero; exactly zero in units in which only rounding tells samples apart."""
     if not len(states):
         return states
     moved = (states - states.mean(0, dtype=np.float64)).astype(states.dtype)
-    noise = 4 * np.finfo(states.dtype).eps * np.abs(states).max()
-    return np.where(np.abs(moved).max() <= noise, states.dtype.type(0), moved)
+    noise = 4 * np.finfo(states.dtype).eps * np.abs(states).max(0)
+    return np.where(np.abs(moved).max(0) <= noise, states.dtype.type(0), moved)
 
 
 def _hsic(one: Step, other: Step) -> float:
@@ -161,7 +168,9 @@ def fingerprint(of: Geometry) -> NDArray[np.float32]:
         sums = products.sum(0, dtype=np.float64)
         middle = sums / (n - 2) - sums.sum() / (2 * (n - 1) * (n - 2))
         products -= np.add.outer(middle, middle).astype(products.dtype)
-        parts.append((products[np.triu(np.ones((n, n), bool), 1)] * np.sqrt(2 / (n * (n - 3)))).astype(np.float32))
+        upper = products[np.triu(np.ones((n, n), bool), 1)].astype(np.float32) * np.float32(np.sqrt(2 / (n * (n - 3))))
+        told = float(np.square(upper, dtype=np.float64).sum()) > step.rounding
+        parts.append(upper if told else np.zeros_like(upper))
     whole = np.concatenate(parts)
     norm = float(np.linalg.norm(whole))
     return whole / np.float32(norm) if norm > 0 else whole

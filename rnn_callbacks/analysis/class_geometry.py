@@ -8,6 +8,8 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+ABSENT, UNDECIDED = -1, -2  # in place of a class: no such step or label; all states are the same
+
 Floats = NDArray[np.float64]
 
 
@@ -45,13 +47,17 @@ def class_geometry(states: NDArray[np.floating], labels: Floats, steps_read: NDA
             f"{steps_read.shape}"
         )
     count = states.shape[1]
-    separation, nearest, predicted = np.full(count, np.nan), np.full(count, np.nan), np.full(labels.shape, -1)
+    separation, nearest, predicted = np.full(count, np.nan), np.full(count, np.nan), np.full(labels.shape, ABSENT)
     for step in range(count):
         rows = np.flatnonzero(np.isfinite(labels[:, step]) & np.isfinite(states[:, step]).all(1))
         codes, members = np.unique(labels[rows, step], return_inverse=True)
         if len(codes) < 2 or np.sort(np.bincount(members))[-2] < 2:
             continue
-        separation[step], own = _at_step(states[rows, step].astype(np.float64), members)
+        here = states[rows, step]
+        if not np.ptp(here, axis=0).any():  # all are the same, and nearest to nobody
+            predicted[rows, step] = UNDECIDED
+            continue
+        separation[step], own = _at_step(here.astype(np.float64), members)
         predicted[rows, step] = codes[own]
         nearest[step] = np.mean(own == members)
     committed, commitment = _commitment(predicted, steps_read)
@@ -81,7 +87,7 @@ def _at_step(states: Floats, members: NDArray[np.integer]) -> tuple[float, NDArr
 def _commitment(predicted: NDArray[np.integer], steps_read: NDArray[np.int64]) -> tuple[Floats, float]:
     """Share of sequences that are settled at each column, and what the median has read by then."""
     final_ = predicted[:, -1:]
-    there = (predicted >= 0) & (final_ >= 0)
+    there = (predicted != ABSENT) & (final_ >= 0)
     agrees = ~there | (predicted == final_)
     settled = np.logical_and.accumulate(agrees[:, ::-1], axis=1)[:, ::-1] & there
     counts = there.sum(0)

@@ -22,6 +22,7 @@ MOST = 12  # clusters; more are reported as so many
 SEQUENCES = 128  # that are clustered at a step, evenly spread over those there are
 FEWEST = 8  # sequences, below which groups mean nothing
 MARGIN = 0.1  # by which a silhouette must exceed that of a uniform cloud; these differ by .03 from draw to draw
+SURE = 64  # sequences, with fewer of which draws differ more, and the margin grows
 SMALLEST = 3  # sequences, below which a cluster is an outlier and counts for nothing
 ROUNDS, REFINED = 30, 2  # rounds of k-means; divisions that it refines, the best ones of Ward's method
 EXPLAINED, DIMENSIONS = 0.9, 10  # of the variance, in at most so many principal components
@@ -70,7 +71,8 @@ def _clusters(states: NDArray[np.floating]) -> tuple[float, float, float]:
     spectrum = scores.var(0)
     reference = _reference_at(float(spectrum.sum() ** 2 / np.square(spectrum).sum()), len(scores))
     silhouette, count = max(_divisions(scores))
-    return float(count if silhouette > reference + MARGIN else 1), silhouette, reference
+    margin = MARGIN * max(1.0, np.sqrt(SURE / len(scores)))
+    return float(count if silhouette > reference + margin else 1), silhouette, reference
 
 
 def _scores(states: Floats) -> Floats | None:
@@ -143,10 +145,10 @@ _SIZES = (1, 2, 4, 10)  # dimensions of the clouds
 
 def _reference_at(dimension: float, count: int) -> float:
     """The largest silhouette of a uniform cloud of so many dimensions, between whole ones by a straight line."""
-    return float(np.interp(dimension, _SIZES, _references(min(SEQUENCES, 1 << (count - 1).bit_length()))))
+    return float(np.interp(dimension, _SIZES, _references(count)))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=SEQUENCES)
 def _references(count: int) -> tuple[float, ...]:
     """Of clouds with each of these dimensions."""
     generator = np.random.default_rng(0)

@@ -372,3 +372,20 @@ def test_both_must_be_of_the_same_sequences_and_steps(shape):
 def test_fingerprints_must_fit_the_numbers_of_sequences(one, other):
     with pytest.raises(ValueError, match=rf"fingerprints of \[7 3\] sequences have 21 numbers, got {one}, {other}"):
         compare_fingerprints(np.ones(one), np.ones(other), np.array([7, 3]))
+
+
+def test_a_large_constant_unit_hides_no_other_in_single_precision():
+    generator = np.random.default_rng(0)
+    states = np.stack([0.1 * generator.normal(size=23), np.full(23, 1e6)], axis=1).astype(np.float32)
+    assert cka(geometry(states), geometry(states[:, :1])).cka == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_where_all_but_one_are_the_same_there_is_nothing_to_compare(kind):
+    generator = np.random.default_rng(0)
+    one, other = (np.tile(generator.normal(size=5), (23, 1)) for _ in range(2))
+    one[3] += generator.normal(size=5)
+    other[5] += generator.normal(size=5)
+    shapes = [geometry(states.astype(kind)) for states in (one, other)]
+    assert np.isnan(cka(*shapes).cka)
+    assert not any(fingerprint(shape).any() for shape in shapes)

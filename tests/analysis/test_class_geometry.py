@@ -344,3 +344,16 @@ def test_nothing_is_written_to(generator):
 def test_sizes_must_fit(states, labels, read):
     with pytest.raises(ValueError, match=r"states must be \(N, S, H\), labels and steps_read \(N, S\), got \(29, 7"):
         class_geometry(np.zeros(states), np.zeros(labels), np.ones(read, int))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e5 + 0.1])
+def test_where_all_states_are_the_same_nobody_is_settled(value):
+    generator = np.random.default_rng(0)
+    labels = np.repeat((generator.permutation(29) < 16).astype(float)[:, None], 7, axis=1)
+    states = np.full((29, 7, 3), value)
+    states[:, 4:] += labels[:, 4:, None] + 0.01 * generator.normal(size=(29, 3, 3))
+    found = class_geometry(states, labels, np.tile(np.arange(1, 8), (29, 1)))
+    assert np.isnan(found.separation[:4]).all()
+    assert np.isnan(found.nearest_mean[:4]).all()
+    assert found.committed.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert found.commitment == 5

@@ -76,14 +76,14 @@ def test_one_cloud_is_one_cluster(generator, units, sequences):
         found = clusters(draw(size=(sequences, 11, units)))
         assert found.count.tolist() == [1] * 11
         assert (found.silhouette > 0).all()  # that of the best division nevertheless
-    np.testing.assert_allclose(found.silhouette, found.reference, atol=MARGIN)  # of a uniform cloud, as it says
+    np.testing.assert_allclose(found.silhouette, found.reference, atol=1.5 * MARGIN)  # of a uniform cloud, as it says
 
 
 def test_reference_falls_with_the_dimension_and_lies_between_whole_ones(generator):
     flat = generator.normal(size=(127, UNITS))
     found = [clusters(flat * (np.arange(UNITS) < size)).reference[0] for size in (1, 2, 4, 10)]
     assert (np.diff(found) < -0.03).all()
-    assert found[0] == pytest.approx(_references(128)[0])
+    assert found[0] == pytest.approx(_references(127)[0])
     # Two axes of which one is small are of between one and two dimensions: (1 + s)^2 / (1 + s^2), s a variance's share.
     two = np.stack([np.tile([1.0, 1, -1, -1], 16), np.tile([0.5, -0.5], 32)], 1)
     one, both = _references(64)[:2]
@@ -313,3 +313,11 @@ def test_same_states_same_clusters_and_no_generator_is_touched(generator):
 def test_states_and_counted_must_fit(states, counted):
     with pytest.raises(ValueError, match=r"states must be \(N, S, H\) and counted \(N, S\), got \(7, .*\) and \("):
         step_clusters(np.zeros(states), np.ones(counted, bool))
+
+
+@pytest.mark.parametrize("sequences", [17, 20, 33, 40])
+@pytest.mark.parametrize("units", [1, 2, 4])
+def test_few_sequences_of_one_cloud_are_rarely_called_two(sequences, units):
+    states = np.random.default_rng(0).random((sequences, 60, units))
+    count = step_clusters(states, np.ones(states.shape[:2], bool)).count
+    assert np.mean(count > 1) <= 0.1

@@ -111,7 +111,9 @@ def test_runs_on_a_remote_disk_are_named_by_their_address(tmp_path):
         files.pipe_file(f"/by_address/logs[1]/version_0/{name}", b"step,a\n1,2\n")
     local = make(tmp_path)
     expected = ["metrics.csv", LOOK, "hparams.yaml"]
-    found = run_folders(["memory://by_address", local, "memory:///by_address/logs[1]/version_0/", "memory://by_address/*"])
+    found = run_folders(
+        ["memory://by_address", local, "memory:///by_address/logs[1]/version_0/", "memory://by_address/*"]
+    )
     assert list(found) == ["memory:///by_address/logs[1]/version_0", local]
     assert sorted(found["memory:///by_address/logs[1]/version_0"]) == sorted(expected)
     files.rm("/by_address", recursive=True)
