@@ -64,7 +64,7 @@ def test_straight_line_stays_in_order_from_left_to_right(points):
     assert (np.diff(phate_embedding(distances(line(points))).points[:, 0]) > 0).all()
 
 
-@pytest.mark.parametrize("points", [20, 100, 500, MOST])
+@pytest.mark.parametrize("points", [20, 100, MOST])
 def test_straight_line_is_a_bow_and_no_ring(points):
     """As the docstring warns."""
     found = phate_embedding(distances(line(points))).points

@@ -1,8 +1,6 @@
 """Pictures of states against scikit-learn, what must not matter, and where earlier pictures lay."""
 
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -122,12 +120,6 @@ found = embed_states([(0, np.random.default_rng(0).normal(size=(3, 7, 5)))], "ph
 assert found.method == "phate"
 assert settings() == before
 """
-
-
-def test_first_picture_prints_nothing_and_leaves_the_backend_alone():
-    """In a process of its own, where PHATE and pyplot are imported by the call."""
-    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("distinct", [1, 2, 5])
