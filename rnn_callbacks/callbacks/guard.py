@@ -129,6 +129,18 @@ def check_choice(owner: str, name: str, value: object, choices: Sequence[str]) -
         )
 
 
+def check_seed(seed: object) -> None:
+    """Refuse what starts no generator, with a ValueError: for `EpochCallback.check`, which names the callback."""
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
+
+
+def check_size(megabytes: object) -> None:
+    """Refuse a limit in which nothing could be kept, as `check_seed` does."""
+    if isinstance(megabytes, bool) or not isinstance(megabytes, (int, float)) or not megabytes > 0:
+        raise ValueError(f"max_megabytes must be a number above 0, got {megabytes!r}")
+
+
 def find_modules(owner: str, model: nn.Module, wanted: Sequence[str] | None) -> tuple[dict[str, nn.Module], str]:
     """The modules to watch, by name, and a remark on those that cannot be watched (or an empty string).
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..analysis.probe_flags import check_thresholds
 from .concepts import read_source, read_sources
-from .guard import check_whole_number
+from .guard import check_seed, check_size, check_whole_number
 
 TYPES = "control_types"
 
@@ -53,18 +53,6 @@ def _check_required(required: object, sources: Mapping[str, object]) -> None:
     unknown = [name for name in required if name not in sources and name.rpartition("_")[0] not in sources]
     if unknown:
         raise ValueError(f"required names {', '.join(map(repr, unknown))}; the concepts are {', '.join(sources)}")
-
-
-def check_seed(seed: object) -> None:
-    """Refuse what starts no generator."""
-    if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
-
-
-def check_size(megabytes: object) -> None:
-    """Refuse a limit in which nothing could be kept."""
-    if isinstance(megabytes, bool) or not isinstance(megabytes, (int, float)) or not megabytes > 0:
-        raise ValueError(f"max_megabytes must be a number above 0, got {megabytes!r}")
 
 
 def check_steps(steps: object) -> None:

@@ -323,9 +323,9 @@ class RepresentationTracker(EpochCallback):
         return report.finished()
 
     def _say_labels(self) -> None:
+        if self.concepts is None:
+            return  # none was asked for
         for name, fault in self._labels.faults.items():
-            if self.concepts is None:
-                continue  # none was asked for
             with self._guard:
                 cause = None if isinstance(fault, NoLabelsError) else fault
                 raise ValueError(f"labels of {name} could not be read from a batch: {fault}") from cause

@@ -165,11 +165,14 @@ class RepresentationReport:
             looks = [(epoch, history.scenes[epoch]) for epoch in _shown(list(history.scenes))]
             embedded = [embed_states(looks, "pca", known=history.drawn.get("pca"))]
             if method == "phate":
-                embedded.insert(0, embed_states(looks, "phate", known=history.drawn.get("phate"), seed=self._seed))
+                first = embed_states(looks, "phate", known=history.drawn.get("phate"), seed=self._seed)
+                # Where PCA stands in for PHATE it says why, and there is one picture.
+                embedded = (
+                    [first, *embedded] if first.method == "phate" else [replace(embedded[0], remark=first.remark)]
+                )
             for one in embedded:
                 history.drawn[one.method] = dict(zip(one.epochs, one.points, strict=True))
-            laid[site.partition("/")[2]] = [one for place, one in enumerate(embedded) if not place or len(embedded) == 1
-                                            or embedded[0].method != one.method]  # fmt: skip
+            laid[site.partition("/")[2]] = embedded
         return draw_embedding(place, laid, colourings, steps=steps, title=f"epoch {self._epoch}")
 
     def attention(self, ear: AttentionEar) -> None:

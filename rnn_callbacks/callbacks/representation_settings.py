@@ -7,8 +7,8 @@ from typing import Any
 from ..analysis.phate_embedding import MOST
 from ..analysis.representation_flags import check_thresholds
 from .concepts import read_sources
-from .guard import check_whole_number
-from .probe_settings import check_seed, check_size, check_steps
+from .guard import check_seed, check_size, check_whole_number
+from .probe_settings import check_steps
 
 
 def check_settings(settings: Any) -> None:

@@ -21,11 +21,10 @@ from ..report import Report
 from ..sinks import Layout
 from ..weight_snapshots import SnapshotFile
 from .base import Briefly, EpochCallback
-from .guard import check_choice, check_whole_number
+from .guard import check_choice, check_seed, check_size, check_whole_number
 from .look import Look, logging_step
 from .loss_plane import loss_plane
 from .path_metric import Mode, PathMetric
-from .probe_settings import check_seed, check_size
 from .rehearsed_loss import HeardBatch
 from .snapshot_home import SnapshotHome
 from .spectrum_history import SpectrumHistory

@@ -357,3 +357,14 @@ def test_where_all_states_are_the_same_nobody_is_settled(value):
     assert np.isnan(found.nearest_mean[:4]).all()
     assert found.committed.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert found.commitment == 5
+
+
+def test_a_class_that_is_not_there_yet_takes_no_other_ones_place():
+    codes = np.repeat([0.0, 1.0, 2.0], 5)
+    labels = np.repeat(codes[:, None], 3, axis=1)
+    labels[:5, 0] = np.nan  # class 0 begins later
+    states = np.repeat(10 * np.eye(3)[codes.astype(int)][:, None], 3, axis=1)
+    states += 0.1 * np.random.default_rng(0).normal(size=states.shape)
+    found = class_geometry(states, labels, np.tile(np.arange(1, 4), (15, 1)))
+    assert found.committed.tolist() == [1, 1, 1]
+    assert found.commitment == 1

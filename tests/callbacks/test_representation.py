@@ -689,6 +689,24 @@ def test_phate_lies_where_it_lay_at_the_look_before(fit):
     assert torch.allclose(kept["pca"]["0"], kept["pca"]["1"])  # frozen
 
 
+def test_phate_is_turned_to_lie_as_the_picture_before(fit):
+    class Mirror(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                for points in history().drawn["phate"].values():
+                    points[..., 0] *= -1
+                mirrored.append(history().drawn["phate"][0].copy())
+
+    def history():
+        return watcher._histories["encoder.rnn", "l0/hidden"]
+
+    mirrored = []
+    watcher = tracker(embedding="phate", figure_every_n_epochs=1)
+    fit(watcher, Mirror(), model=Frozen(), validate=many())
+    now = history().drawn["phate"][0]
+    assert np.corrcoef(now[..., 0].ravel(), mirrored[0][..., 0].ravel())[0, 1] > 0.5
+
+
 def test_nothing_large_is_kept_between_looks(fit):
     class Ask(pl.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
