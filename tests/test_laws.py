@@ -102,8 +102,7 @@ class Draws(pl.Callback):
 SITUATIONS = {
     "plain": {},
     "dropout": {"model": lambda: Classifier("lstm", layers=2, dropout=0.3)},
-    "accumulation": {"accumulate_grad_batches": 2},
-    "clipping": {"gradient_clip_val": 0.1},
+    "accumulation and clipping": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1},
     "packed bidirectional": {"model": lambda: Classifier("gru", packed=True, bidirectional=True)},
     "cell loop": {"model": StepClassifier},
     "frozen part": {"model": lambda: frozen()},

@@ -318,6 +318,6 @@ def test_states_and_counted_must_fit(states, counted):
 @pytest.mark.parametrize("sequences", [17, 20, 33, 40])
 @pytest.mark.parametrize("units", [1, 2, 4])
 def test_few_sequences_of_one_cloud_are_rarely_called_two(sequences, units):
-    states = np.random.default_rng(0).random((sequences, 60, units))
+    states = np.random.default_rng(0).random((sequences, 30, units))
     count = step_clusters(states, np.ones(states.shape[:2], bool)).count
     assert np.mean(count > 1) <= 0.1
