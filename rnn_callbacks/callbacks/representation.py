@@ -421,6 +421,8 @@ class RepresentationTracker(EpochCallback):
         def chart(pattern: str) -> list[Any]:
             return ["Multiline", [pattern]]
 
+        heard = self._attention is not None and self._attention.modules
+        attention = {"entropy of attention, in bits": chart(r"^representation/.*/entropy$")} if heard else {}
         return {
             "Representation": {
                 "likeness to the untrained network (CKA)": chart(r"^representation/.*/cka_(untrained|random)$"),
@@ -429,7 +431,7 @@ class RepresentationTracker(EpochCallback):
                 "groups in which sequences end": chart(r"^representation/.*/clusters$"),
                 "share of the variance between classes": chart(r"^representation/.*/separation$"),
                 "steps read until the class is settled": chart(r"^representation/.*/commitment$"),
-                "entropy of attention, in bits": chart(r"^representation/.*/entropy$"),
+                **attention,
                 "flags raised": chart(r"^representation/.*/flags/(" + "|".join(RULES) + r")$"),
                 "time spent looking, share of training": chart(r"^representation/overhead$"),
             }

@@ -610,6 +610,15 @@ class Mixed(Attentive):
         return self.head(self.norm(self.narrow(seen[:, -1])))
 
 
+@pytest.mark.parametrize(("model", "charts"), [(Classifier, 8), (Attentive, 9)])
+def test_the_curated_page_has_a_chart_of_attention_where_there_is_any(fit, model, charts):
+    watcher = tracker()
+    fit(watcher, model=model, max_epochs=1)
+    page = watcher.layout()["Representation"]
+    assert len(page) == charts
+    assert any("attention" in chart for chart in page) == (charts == 9)
+
+
 def test_averaged_attention_is_called_mean(fit):
     trainer = fit(tracker(), model=Mixed())
     assert "representation/attention/mean/entropy" in trainer.callback_metrics
