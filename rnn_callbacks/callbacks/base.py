@@ -22,6 +22,7 @@ from ..report import Report
 from ..tape import Tape
 from .guard import Guard, check_choice, check_share, check_whole_number, find_modules, on_host, undisturbed_rng
 from .look import Look, logging_step
+from .outlets import Place, publish, publish_figures
 from .schedule import Schedule
 
 Observe = Literal["validation", "train"]
@@ -83,6 +84,7 @@ class EpochCallback(pl.Callback, ABC):
         self._due = False  # whether a look may follow what is being heard; with `takes_batches`, whether it does
         self._taken_seconds = 0.0  # spent on them
         self._looks = 0
+        self._seen: dict[str, float] = {}  # by tag, as last looked at
         self._schedule = Schedule(self.every_n_epochs, self.figure_every_n_epochs, self.max_overhead)
         self._guard = Guard(type(self).__name__, f"{self.noun}/failed_looks", self.on_error)
         self.remember({})
@@ -93,6 +95,10 @@ class EpochCallback(pl.Callback, ABC):
 
     def layout(self) -> sinks.Layout:
         """Charts for the curated page of TensorBoard."""
+        return {}
+
+    def headlines(self) -> dict[str, str]:
+        """The few numbers that sum up a run, by tag, in words around ``{value}``; known once modules are found."""
         return {}
 
     def check(self, modules: dict[str, nn.Module]) -> None:
@@ -416,25 +422,19 @@ class EpochCallback(pl.Callback, ABC):
             f"{self.noun}/seconds": before + seconds,
             f"{self.noun}/overhead": self._schedule.overhead(before + seconds),
         }
-        with self._guard, undisturbed_rng():
-            self._publish(trainer, replace(report, scalars=scalars), epoch, step)
+        place = Place(self._folder, self.noun, epoch, step, self._part)
+        with undisturbed_rng():
+            publish(trainer, replace(report, scalars=scalars), place, self._guard)
         self._schedule.numbers.add(before + time.perf_counter() - begin)
         if report.figures and self._schedule.figure_is_due(epoch, last=last):
             begin = time.perf_counter()
-            with self._guard, undisturbed_rng():
-                sinks.log_figures(
-                    trainer, report.figures, self._folder, noun=self.noun, epoch=epoch, step=step, part=self._part
-                )
+            with undisturbed_rng():
+                publish_figures(trainer, report, place, self._guard)
             self._schedule.figures.add(time.perf_counter() - begin)
+        self._seen |= scalars
         if self._looks == 1:
             self._say_spacing(trainer)
         return scalars
-
-    def _publish(self, trainer: pl.Trainer, report: Report, epoch: int, step: int) -> None:
-        sinks.log_histograms(trainer, report.histograms, step)
-        sinks.log_texts(trainer, report.texts, step)
-        if self._folder is not None:
-            sinks.save_report(report, self._folder, noun=self.noun, epoch=epoch, step=step, part=self._part)
 
     def _what_was_heard(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, step: int) -> Look:
         tapes: dict[str, Tape] = {}
