@@ -68,6 +68,7 @@ class Recorder:
             batch keeps the same sequences of the batch at each call.
         max_megabytes: where to stop before that, per module, so that long or wide sequences cannot fill the memory.
         gradients: keep the gradients that come back to the outputs too, and only calls to which some can.
+        number: of the first batch and the step from one to the next, where several processes share the counting.
 
     Raises:
         ValueError: when a limit is not positive or the model has no recurrent module.
@@ -81,6 +82,7 @@ class Recorder:
         max_sequences: int = 256,
         max_megabytes: float = 32.0,
         gradients: bool = False,
+        number: tuple[int, int] = (0, 1),
     ) -> None:
         self.modules = dict(recurrent_modules(model) if modules is None else modules)
         if not self.modules:
@@ -90,6 +92,7 @@ class Recorder:
         self.max_sequences = max_sequences
         self.max_megabytes = max_megabytes
         self.gradients = gradients
+        self.number = number
         self.faults: dict[str, Exception] = {}  # what went wrong while listening, by module; never raised in a forward
         self.gradients_wanted = True  # whether a backward pass that runs now is one to listen to
         self.cut: set[int] = set()  # batches of which not every call could be kept
@@ -107,7 +110,7 @@ class Recorder:
         self._heard = dict.fromkeys(self.modules, 0)  # sequences, of batches before the current one
         self._current = dict.fromkeys(self.modules, 0)  # sequences of the current batch
         self._bytes = dict.fromkeys(self.modules, 0)
-        self._batch = 0
+        self._batch = self.number[0]
         self._told = False  # whether somebody else says where batches begin,
         self._called = False  # or the model as a whole is called
         self.faults.clear()
@@ -173,7 +176,7 @@ class Recorder:
 
     @property
     def batch(self) -> int:
-        """Number of the batch being heard, from 0."""
+        """Number of the batch being heard; from 0 on, where no other process counts too."""
         return self._batch
 
     def next_batch(self) -> None:
@@ -187,7 +190,7 @@ class Recorder:
 
     def _advance(self) -> None:
         if any(self._current.values()):
-            self._batch += 1
+            self._batch += self.number[1]
         for name, sequences in self._current.items():
             self._heard[name] += sequences
             self._current[name] = 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import posixpath
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import IO, TYPE_CHECKING, Any, final
 
 import fsspec
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # reading reports does not wait for it
 
+PART = ".part"  # ends the name of a file that is still being written
 FORMAT = 1  # of the files; raised when an older reader could not read a newer file
 
 
@@ -65,17 +68,38 @@ def save(report: Report, path: str, *, epoch: int, step: int) -> None:
     entries |= {f"arrays/{name}": np.asarray(array) for name, array in report.arrays.items()}
     for name, histogram in report.histograms.items():
         entries |= {f"edges/{name}": histogram.edges, f"counts/{name}": histogram.counts}
+    write_whole(path, lambda file: np.savez(file, **entries))  # type: ignore[arg-type]
+
+
+def write_whole(path: str, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file that appears whole or not at all, whatever fails and whenever the process is killed.
+
+    It is not forced out of the system's cache, so this does not hold for a power failure, as it does not for
+    Lightning's checkpoints: that took 6 to 12 ms a file on a fast disk (0.2 to 0.8 without), and takes far more on a
+    shared one.
+
+    Args:
+        path: a local path or any URL that fsspec knows; missing folders are made.
+        write: puts the content into an open file.
+    """
     files, target = fsspec.core.url_to_fs(path)
     files.makedirs(posixpath.dirname(target), exist_ok=True)
-    part = f"{target}.{uuid.uuid4().hex}.part"
+    part = f"{target}.{uuid.uuid4().hex}{PART}"
     try:
         with files.open(part, "wb") as file:
-            np.savez(file, **entries)  # type: ignore[arg-type]
+            write(file)
         files.mv(part, target)
     except BaseException:
-        if files.exists(part):
+        with suppress(Exception):  # it is the first fault that is told
             files.rm(part)
         raise
+
+
+def sweep(folder: str) -> None:
+    """Remove what a killed process left half-written in a folder, where now nobody else writes."""
+    files, place = fsspec.core.url_to_fs(folder)
+    for left in files.glob(f"{glob.escape(place)}/*{PART}"):
+        files.rm(left)
 
 
 @final

@@ -8,7 +8,6 @@ that is killed at any moment leaves a path that is whole up to then.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,8 +125,8 @@ class SnapshotFile:
             "facts": facts or {},
             "columns": [asdict(column) for column in columns],
         }
-        _ended(path, ".bin").write_bytes(b"")
-        _ended(path, ".jsonl").write_text(json.dumps(head) + "\n")
+        _ended(path, ".bin").write_bytes(b"")  # an index that is still there has no rows from here on
+        _replace(_ended(path, ".jsonl"), (json.dumps(head) + "\n").encode())
         return cls(path)
 
     @property
@@ -209,9 +208,7 @@ class SnapshotFile:
                 break
             rows += is_row
             kept.append(line)
-        part = _ended(self.path, ".jsonl.part")
-        part.write_bytes(b"".join(kept))
-        part.replace(self._index)
+        _replace(self._index, b"".join(kept))
         self._load()
 
     def copy(self, path: str | Path, count: int) -> SnapshotFile:
@@ -224,7 +221,7 @@ class SnapshotFile:
             while left and (block := source.read(min(left, COPIED))):
                 target.write(block)
                 left -= len(block)
-        shutil.copyfile(self._index, _ended(path, ".jsonl"))
+        _replace(_ended(path, ".jsonl"), self._index.read_bytes())
         copied = SnapshotFile(path)
         copied.cut(count)
         return copied
@@ -286,6 +283,13 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or as it was, whenever the process is killed."""
+    part = _ended(path, ".part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def _ended(path: Path, ending: str) -> Path:

@@ -1,21 +1,47 @@
+"""What all tests share. Heavy imports wait for a test: the process in which pytest-xdist hands tests out runs none."""
+
+import functools
+import gc
 import logging
 
-import lightning.pytorch as pl
 import pytest
-import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from threadpoolctl import threadpool_limits
 
-from .models import Classifier, loader
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-torch.set_num_threads(1)
-threadpool_limits(1)  # NumPy's and SciPy's too: threads that wait for each other slow small matrices down
+@pytest.fixture(scope="session", autouse=True)
+def _alone_and_quiet():
+    """One thread, no hints of Lightning's, and two of its look-ups at which it repeats itself made short."""
+    import torch
+    from lightning.fabric.utilities import registry
+    from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
+    from threadpoolctl import threadpool_limits
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_num_threads(1)
+    threadpool_limits(1)  # NumPy's and SciPy's too: threads that wait for each other slow small matrices down
+    gc.freeze()  # what is imported by now stays; looking through it again and again took 8 % of what draws
+    gc.set_threshold(20_000, 20, 20)
+    with pytest.MonkeyPatch.context() as patch:
+        # Each trainer reads the metadata of all that is installed: 8 % of a small run.
+        patch.setattr(registry, "entry_points", functools.cache(registry.entry_points))
+        # Each logged value is taken apart and copied to be moved, even where it is already: 1 ms a tag, half of a look.
+        move = _ResultMetric.to
+
+        def moved(self, *args, **kwargs):
+            device = kwargs.get("device", args[0] if args else None)
+            here = device is not None and self.is_tensor and self.value.device == torch.device(device)
+            return self if here else move(self, *args, **kwargs)
+
+        patch.setattr(_ResultMetric, "to", moved)
+        yield
 
 
 @pytest.fixture
 def fit(tmp_path):
     """Train a small model with callbacks, for two epochs unless told otherwise, and give its trainer."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from .models import Classifier, loader
 
     def run(*callbacks, model=None, train=None, validate=None, datamodule=None, seed=0, ckpt_path=None, **options):
         settings = {

@@ -53,8 +53,8 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys, recwarn):
     # The cell and the callback that the last blocks define do what they say, in a run.
     model = Classifier()
     model.encoder.rnn = names["LeakyRNN"](FEATURES, UNITS)
-    dimension = names["DimensionMonitor"](every_n_epochs=1, on_error="raise")
-    monitor = rnn_callbacks.GateMonitor(every_n_epochs=1, on_error="raise")
+    options = {"every_n_epochs": 1, "figure_every_n_epochs": 99, "on_error": "raise"}
+    dimension, monitor = names["DimensionMonitor"](**options), rnn_callbacks.GateMonitor(**options)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, callbacks=[monitor, dimension], enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False,

@@ -75,16 +75,17 @@ def differences(module, call, x, h0, c0, lengths, rows):
         cell = trace.cell
         for chunk in chunks(trace, rows):
             gates = torch.cat([chunk.inside.logits.sigmoid(), chunk.inside.candidate[:, None]], dim=1)
-            for n, (b, t) in enumerate(zip(chunk.sequences.tolist(), chunk.times.tolist(), strict=True)):
-                named, h, c = truth[b][cell.name][t]
-                pairs = [(gates[n, k], named[part]) for k, part in enumerate(cell.parts)]
-                pairs += [(chunk.rebuilt[n], h), (chunk.hidden[n], h)]
-                if cell.memory_size:
-                    pairs.append((chunk.memory[n], c))
-                for ours, theirs in pairs:
-                    scale = max(1.0, theirs.abs().max().item())
-                    worst = max(worst, (ours - theirs).abs().max().item() / scale)
-                steps_seen += 1
+            rows_seen = zip(chunk.sequences.tolist(), chunk.times.tolist(), strict=True)
+            named, h, c = zip(*(truth[b][cell.name][t] for b, t in rows_seen), strict=True)
+            pairs = [(gates[:, k], [of[part] for of in named]) for k, part in enumerate(cell.parts)]
+            pairs += [(chunk.rebuilt, h), (chunk.hidden, h)]
+            if cell.memory_size:
+                pairs.append((chunk.memory, c))
+            for ours, theirs in pairs:
+                theirs = torch.stack(list(theirs))
+                scale = theirs.abs().amax(1).clamp(min=1.0)
+                worst = max(worst, ((ours - theirs).abs().amax(1) / scale).max().item())
+            steps_seen += len(h)
     assert steps_seen == int(lengths.sum()) * len(call.cells)
     return worst
 

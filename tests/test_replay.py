@@ -6,6 +6,7 @@ import random
 import shutil
 import sys
 import warnings
+from contextlib import contextmanager
 from dataclasses import replace as changed
 
 import lightning.pytorch as pl
@@ -272,10 +273,17 @@ def test_without_the_weights_it_began_with_the_path_begins_at_the_first_checkpoi
     assert first.report.scalars["weight_trajectory/total/path_length"] == 0
 
 
+@contextmanager
+def info(caplog):
+    """What Lightning's channel says; the package that was imported last has it."""
+    with caplog.at_level("INFO", logger="lightning.pytorch"), caplog.at_level("INFO", logger="pytorch_lightning"):
+        yield
+
+
 def test_what_is_replayed_is_said_and_whether_its_start_is_known(run, initial, tmp_path, caplog):
     def told(given, **options):
         caplog.clear()
-        with caplog.at_level("INFO", logger="lightning.pytorch"):
+        with info(caplog):
             replay(given, initial, [GateMonitor(**OFTEN)], folder=tmp_path / "new", overwrite=True, **options)
         return caplog.messages
 
@@ -295,7 +303,7 @@ def test_a_checkpoint_of_step_0_is_the_start_and_the_untrained_network(train, ru
     train(SaveFirst(), keep_all(dirpath=tmp_path / "all"), model=network())
     torch.manual_seed(9)
     other = network()
-    with caplog.at_level("INFO", logger="lightning.pytorch"):
+    with info(caplog):
         replay(tmp_path / "all", other, watchers(), folder=tmp_path / "other")
     assert caplog.messages[0] == "Replaying 2 checkpoints of epochs 0 to 1."
     again = torch.load(tmp_path / "all" / "zero.ckpt", weights_only=True)["state_dict"]
@@ -354,7 +362,7 @@ def test_a_shuffled_loader_gives_every_checkpoint_the_same_sequences(run, initia
     later["loops"]["fit_loop"]["epoch_progress"]["current"] = {"ready": 4, "processed": 4, "completed": 3, "started": 4}
     torch.save(later, tmp_path / "b.ckpt")  # the same weights an epoch later
     few = GateMonitor(max_sequences=5, **OFTEN)
-    with caplog.at_level("INFO", logger="lightning.pytorch"):
+    with info(caplog):
         replay(
             tmp_path,
             initial,
@@ -449,7 +457,7 @@ def dicts(seed):
 @pytest.mark.filterwarnings("ignore:total, flag unmoved.* encoder.rnn.weight_hh_l0_reverse")  # true: see `Classifier`
 def test_packed_bidirectional_dict_batches_and_several_loaders(train, tmp_path):
     def make():
-        return Several("lstm", packed=True, bidirectional=True)
+        return Several("gru", packed=True, bidirectional=True)
 
     train(GateMonitor(**OFTEN), keep_all(), model=make(), train=dicts(0), validate=[dicts(1), dicts(2)])
     with pytest.warns(CheckpointWarning) as said:

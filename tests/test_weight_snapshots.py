@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -260,11 +259,8 @@ def test_broken_off_while_it_takes_anothers_place_no_index_stands_beside_rows_of
     def broken_off(*arguments):
         raise KeyboardInterrupt
 
-    if way == "rename":
-        replace = Path.replace
-        monkeypatch.setattr(Path, "replace", lambda a, b: broken_off() if a.suffix == ".jsonl" else replace(a, b))
-    else:
-        monkeypatch.setattr(shutil, "copyfile", broken_off)
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda a, b: broken_off() if Path(b).suffix == ".jsonl" else replace(a, b))
     with pytest.raises(KeyboardInterrupt):
         getattr(file, way)(tmp_path / "path", *([3] if way == "copy" else []))
     with pytest.raises(FileNotFoundError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -67,6 +67,7 @@ class StateSampler:
         self.longest = 0  # steps of the longest sequence heard
         self.steps: NDArray[np.int64] | None = None  # chosen
         self._wanted = steps
+        self._processes = 1  # whose batches there are
         self.begin()
 
     @property
@@ -132,15 +133,47 @@ class StateSampler:
         self._lengths.append(call.lengths[:kept])
         self._rows += [(call.batch, row) for row in range(kept)]
 
+    def fits(self, other: StateSampler) -> bool:
+        """Whether both sample the same steps, or one has heard nothing."""
+        return self.steps is None or other.steps is None or np.array_equal(self.steps, other.steps)
+
+    def join(self, other: StateSampler, processes: int) -> None:
+        """Take in what the sampler of another process heard.
+
+        The n-th batch of process p has the number ``n * processes + p``. Sequences are put in the order in which they
+        were dealt out, one to each process in turn.
+        """
+        self._processes = processes
+        if other.steps is None:
+            return
+        self.steps = other.steps if self.steps is None else self.steps
+        self.full |= other.full
+        self.longest = max(self.longest, other.longest)
+        self._parts += other._parts
+        self._lengths += other._lengths
+        self._rows += other._rows
+        self._errors = {
+            cell: max(error, other._errors.get(cell, 0.0)) for cell, error in {**other._errors, **self._errors}.items()
+        }
+        self._tolerance = max(self._tolerance, other._tolerance)
+
     def result(self) -> StateSamples | None:
         """Everything taken in; None if that is nothing."""
         if self.steps is None or not self._rows:
             return None
+        rows = np.array(self._rows, dtype=np.int64)
+        turn, process = np.divmod(rows[:, 0], self._processes)
+        order = np.lexsort((process, rows[:, 1], turn))
+
+        def arranged(parts: Sequence[Tensor]) -> NDArray[Any]:
+            whole = torch.cat(list(parts)).numpy()
+            return whole[order] if self._processes > 1 else whole
+
         return StateSamples(
             steps=self.steps,
-            states={site: torch.cat([part[site] for part in self._parts]).numpy() for site in self._parts[0]},
-            lengths=torch.cat(self._lengths).numpy(),
-            rows=np.array(self._rows, dtype=np.int64),
+            states={site: arranged([part[site] for part in self._parts]) for site in self._parts[0]},
+            lengths=arranged(self._lengths),
+            rows=arranged([torch.from_numpy(rows)]),
             rebuild_error=dict(self._errors),
             tolerance=self._tolerance,
         )

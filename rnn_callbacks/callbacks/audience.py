@@ -23,10 +23,16 @@ class Audience:
     def __init__(self) -> None:
         self._batches: dict[int, bytes] = {}
 
+    def begin(self) -> None:
+        """Forget all batches."""
+        self._batches.clear()
+
+    def join(self, others: Audience) -> None:
+        """Take in batches of another process."""
+        self._batches |= others._batches
+
     def hear(self, number: int, batch: Any) -> None:
-        """Take a batch in; number 0 begins anew."""
-        if number == 0:
-            self._batches.clear()
+        """Take a batch in."""
         digest = hashlib.blake2b(digest_size=16)
         for part in _parts(batch):
             digest.update(part)

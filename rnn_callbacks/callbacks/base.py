@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ClassVar, Literal, final
 
@@ -21,9 +22,13 @@ from ..capture import Recorder
 from ..report import Report
 from ..tape import Tape
 from .guard import Guard, check_choice, check_share, check_whole_number, find_modules, on_host, undisturbed_rng
+from .hparams_page import declare_headlines
 from .look import Look, logging_step
-from .outlets import Place, publish, publish_figures
+from .outlets import Place, delivery, publish, publish_figures
+from .progress import shown
+from .ranks import agree, collect, join_tapes, own_share, without_equations
 from .schedule import Schedule
+from .summary import say_summary
 
 Observe = Literal["validation", "train"]
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -42,15 +47,16 @@ class EpochCallback(pl.Callback, ABC):
             the first and the last one always.
         figure_every_n_epochs: draw at every n-th epoch; by default as often as `max_overhead` allows, at the first and
             the last look always.
-        max_overhead: share of the training time that looking may take, pictures included.
+        max_overhead: share of the training time that looking may take, of all callbacks together, pictures included.
         max_sequences: how many sequences to analyse, the same first ones at every look.
         on_error: ``warn`` says once that an analysis failed and lets the training go on; ``raise`` stops it.
+        summary: say at the run's end what was seen.
     """
 
     noun: ClassVar[str]
     hears_gradients: ClassVar[bool] = False  # whether the backward pass is listened to as well; with observe="train"
     takes_batches: ClassVar[bool] = False  # whether it is given what was heard after every batch, not kept until a look
-    needs_whole: ClassVar[str] = ""  # what no process may have only a part of
+    needs_whole: ClassVar[str] = "weights"  # what no process may have only a part of
     listens: ClassVar[bool] = True  # to passes; else it has its own way of knowing, and says so by `has_heard_more`
 
     def __init__(
@@ -60,9 +66,10 @@ class EpochCallback(pl.Callback, ABC):
         observe: Observe = "validation",
         every_n_epochs: int | None = None,
         figure_every_n_epochs: int | None = None,
-        max_overhead: float = 0.02,
+        max_overhead: float = 0.05,
         max_sequences: int = 256,
         on_error: Literal["warn", "raise"] = "warn",
+        summary: bool = True,
     ) -> None:
         self.module = module
         self.observe = observe
@@ -71,6 +78,7 @@ class EpochCallback(pl.Callback, ABC):
         self.max_overhead = max_overhead
         self.max_sequences = max_sequences
         self.on_error = on_error
+        self.summary = summary
         self._modules: dict[str, nn.Module] = {}
         self._recorder: Recorder | None = None
         self._forget_run()
@@ -82,8 +90,11 @@ class EpochCallback(pl.Callback, ABC):
         self._heard_at = (0, 0)  # epoch and step of it
         self._listened_in = -1  # epoch
         self._due = False  # whether a look may follow what is being heard; with `takes_batches`, whether it does
+        self._processes = 1
+        self._share = self.max_sequences  # of the sequences, what this process has to hear
         self._taken_seconds = 0.0  # spent on them
         self._looks = 0
+        self._looked_in = -1  # epoch, of the latest look that did not fail
         self._seen: dict[str, float] = {}  # by tag, as last looked at
         self._schedule = Schedule(self.every_n_epochs, self.figure_every_n_epochs, self.max_overhead)
         self._guard = Guard(type(self).__name__, f"{self.noun}/failed_looks", self.on_error)
@@ -114,6 +125,18 @@ class EpochCallback(pl.Callback, ABC):
     def has_heard_more(self) -> bool:
         """Whether there is something to look at beside what recurrent modules said."""
         return False
+
+    def begin_hearing(self) -> None:
+        """The first batch of those that a look will be at is about to come: forget earlier ones."""
+
+    def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """A batch is about to pass that will be heard; ``number`` is what `Call.batch` will say."""
+
+    def heard(self) -> Any:
+        """On ranks other than zero: what was heard here beside tapes, to be sent to rank zero and forgotten."""
+
+    def join(self, heard: Sequence[Any]) -> None:
+        """On rank zero, before a look: what the other ranks `heard`."""
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The run is about to begin, with the weights it begins with."""
@@ -162,17 +185,20 @@ class EpochCallback(pl.Callback, ABC):
             return
         self._forget_run()
         self._check_settings()
+        if isinstance(trainer.strategy, SHARDED):
+            raise MisconfigurationException(
+                f"{type(self).__name__} needs whole {self.needs_whole}, and {type(trainer.strategy).__name__} leaves "
+                'each process a part of them; train with strategy="ddp", or leave it out and look at the checkpoints '
+                "afterwards (rnn-callbacks replay)."
+            )
         if self.observe == "validation" and not trainer.enable_validation:
             raise MisconfigurationException(
                 f"{type(self).__name__} listens to validation batches, and this run has none: it needs a validation "
                 "dataloader, a validation_step and limit_val_batches above 0. To listen to training batches instead, "
                 f'write {type(self).__name__}(observe="train").'
             )
-        if self.needs_whole and isinstance(trainer.strategy, SHARDED):
-            raise MisconfigurationException(
-                f"{type(self).__name__} needs whole {self.needs_whole}, and {type(trainer.strategy).__name__} leaves "
-                'each process a part of them; train with strategy="ddp", or leave it out.'
-            )
+        self._processes = trainer.world_size
+        self._guard.silent = not trainer.is_global_zero
         # Modules may still be made: Lightning calls the model's own setup after this one.
         if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):
             self._find_modules(pl_module)
@@ -180,21 +206,24 @@ class EpochCallback(pl.Callback, ABC):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._find_modules(pl_module)
         self._serve_monitors(trainer)
+        self._schedule.share_with([callback._schedule for callback in everyone(trainer)])
         if self.listens and self._leads(trainer):
             peers = self._peers(trainer)
             for peer in peers:
                 peer._find_modules(pl_module)
-            modules = {name: module for peer in peers for name, module in peer._modules.items()}
-            most = max(peer.max_sequences for peer in peers)
             self._recorder = Recorder(
                 pl_module,
-                modules=modules,
-                max_sequences=most,
+                modules={name: module for peer in peers for name, module in peer._modules.items()},
                 max_megabytes=256.0 if self.takes_batches else 32.0,  # of a batch, or of all that is kept until a look
                 gradients=self.hears_gradients,
+                number=(trainer.global_rank, trainer.world_size),
             )
         with self._guard, undisturbed_rng(), on_host():
             self.prepare(trainer, pl_module)
+        ours = everyone(trainer)
+        if ours[-1] is self:  # all have found their modules, and Lightning has not logged hyperparameters yet
+            with delivery(trainer, self._guard), on_host():
+                declare_headlines(trainer, pl_module, [tag for callback in ours for tag in callback.headlines()])
 
     def _serve_monitors(self, trainer: pl.Trainer) -> None:
         """Whoever stops or saves by one of our tags reads it at every epoch, and takes a missing one for an old one."""
@@ -232,8 +261,7 @@ class EpochCallback(pl.Callback, ABC):
 
     def _peers(self, trainer: pl.Trainer) -> list[EpochCallback]:
         """Callbacks that listen to the same passes; they share one recorder, held by the first."""
-        everyone = [c for c in trainer.callbacks if isinstance(c, EpochCallback)]  # type: ignore[attr-defined]
-        return [c for c in everyone if c._hearing == self._hearing]
+        return [callback for callback in everyone(trainer) if callback._hearing == self._hearing]
 
     @property
     def _hearing(self) -> tuple[str, bool, bool, bool]:
@@ -244,34 +272,65 @@ class EpochCallback(pl.Callback, ABC):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._schedule.start()
-        everyone = [c for c in trainer.callbacks if isinstance(c, EpochCallback)]  # type: ignore[attr-defined]
-        if trainer.is_global_zero and everyone[0] is self:
+        ours = everyone(trainer)
+        if trainer.is_global_zero and ours[0] is self:
             layout: sinks.Layout = {}
-            for callback in everyone:
+            for callback in ours:
                 layout |= callback.layout()
-            with self._guard:
+            with delivery(trainer, self._guard):
                 sinks.log_layout(trainer, layout)
         if trainer.is_global_zero:
-            self._folder = sinks.run_folder(trainer)
-            self._part = 1 + [c for c in everyone if c.noun == self.noun].index(self)
+            with delivery(trainer, self._guard):
+                self._folder = sinks.run_folder(trainer)
+                if self._folder is not None:
+                    sinks.clean_folder(self._folder, noun=self.noun)
+            self._part = 1 + [callback for callback in ours if callback.noun == self.noun].index(self)
 
     # ---- listening -------------------------------------------------------------------------------------------------
 
+    def _say_spacing(self, trainer: pl.Trainer) -> None:
+        """Once in a run, for all callbacks together: how rare looks have to be."""
+        ours = [c for c in everyone(trainer) if c._looks and c._schedule.every_n_epochs is None]
+        rare = {type(c).__name__: c._schedule.spacing for c in ours if c._schedule.spacing > 1}
+        if not rare or "spacing" in self._guard.said or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._guard.said.add("spacing")
+        left = (trainer.max_epochs or 0) - trainer.current_epoch
+        periods = ", ".join(
+            f"{name} {'not between' if 0 < left <= every else f'about every {every} epochs'}"
+            for name, every in rare.items()
+        )
+        rank_zero_info(
+            f"Looks are spaced out so that watching stays near {self.max_overhead:.0%} of the training time: after the "
+            f"first epoch and before the last one {periods}. every_n_epochs=1 looks at each, whatever it costs."
+        )
+
     def _listen(self, trainer: pl.Trainer) -> None:
         self._listened_in = trainer.current_epoch
-        # Numbers come from rank zero alone and are then shared, so the other ranks have nothing to listen to.
-        if self._recorder is None or not trainer.is_global_zero or (trainer.sanity_checking and not self.takes_batches):
+        if self._recorder is None or (trainer.sanity_checking and not self.takes_batches):
             return
         peers, last = self._peers(trainer), self._is_last(trainer)
         for peer in peers:
             peer._taken_seconds = 0.0
+            peer._share = self._own_share(trainer, peer.max_sequences)
             peer._due = trainer.sanity_checking or peer._schedule.wants_epoch(trainer.current_epoch)
             if self.takes_batches and not trainer.sanity_checking:  # so many sequences that listening has its price
-                peer._due = peer._schedule.look_is_due(trainer.current_epoch, last=last)
-        if any(peer._due for peer in peers):
+                peer._due = agree(trainer, peer._schedule.look_is_due(trainer.current_epoch, last=last))
+        self._recorder.max_sequences = max(peer._share for peer in peers)
+        if any(peer._due for peer in peers) and self._recorder.max_sequences:
             self._recorder.open()
+            for peer in peers:
+                if peer._due or not peer.takes_batches:
+                    with peer._guard:
+                        peer.begin_hearing()
         else:
             self._recorder.close()
+
+    def _own_share(self, trainer: pl.Trainer, sequences: int) -> int:
+        if self.hears_gradients:  # those of rank zero's own loss
+            return sequences if trainer.is_global_zero else 0
+        validating = self.observe == "validation"
+        return own_share(sequences, trainer, trainer.val_dataloaders if validating else trainer.train_dataloader)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.observe == "validation":
@@ -302,6 +361,8 @@ class EpochCallback(pl.Callback, ABC):
             self._hand_over(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and everyone(trainer)[0] is self:
+            self._say_spacing(trainer)
         if self.observe == "train":
             self._listen(trainer)
 
@@ -321,7 +382,7 @@ class EpochCallback(pl.Callback, ABC):
 
     def _hand_over(self, trainer: pl.Trainer) -> None:
         """Give what was heard of a batch to all who take it batch by batch; whoever holds the recorder does it."""
-        if not self.takes_batches or self._recorder is None or not trainer.is_global_zero:
+        if not self.takes_batches or self._recorder is None:
             return
         tapes = self._recorder.take()
         for peer in self._peers(trainer) if tapes else []:
@@ -346,11 +407,8 @@ class EpochCallback(pl.Callback, ABC):
             if self.takes_batches and not trainer.sanity_checking:
                 self._taken_seconds += time.perf_counter() - begin
 
-    def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        """A batch is about to pass that will be heard; ``number`` is what `Call.batch` will say."""
-
     def _shared_recorder(self, trainer: pl.Trainer) -> Recorder | None:
-        return self._peers(trainer)[0]._recorder if trainer.is_global_zero else None
+        return self._peers(trainer)[0]._recorder
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
@@ -365,22 +423,48 @@ class EpochCallback(pl.Callback, ABC):
             self._finish_epoch(trainer, pl_module, logging_step(trainer) - 1)
 
     def _finish_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        scalars: dict[str, float] = {}
-        if trainer.is_global_zero:
-            heard = self._stop_listening(trainer) or self.has_heard_more()
-            self._fresh, self._heard_at = heard, (trainer.current_epoch, step)
-            last = self._is_last(trainer)
-            if heard and (self.takes_batches or self._schedule.look_is_due(trainer.current_epoch, last=last)):
-                scalars = self._look(trainer, pl_module, last=last)
-        if trainer.world_size > 1:
-            scalars = trainer.strategy.broadcast(scalars, src=0)
+        heard = self._stop_listening(trainer) or self.has_heard_more()
+        self._fresh, self._heard_at = heard, (trainer.current_epoch, step)
+        last = self._is_last(trainer)
+        due = heard and (self.takes_batches or self._schedule.look_is_due(trainer.current_epoch, last=last))
+        scalars = self._look_together(trainer, pl_module, last=last) if agree(trainer, due) else {}
         if scalars:
             begin = time.perf_counter()
             if trainer.state.fn == "fit":
                 pl_module.log_dict(scalars, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1)
             else:  # a replay, in which Lightning's own log is not open at every hook
-                sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=step)
+                with delivery(trainer, self._guard):
+                    sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=step)
             self._schedule.numbers.spent += time.perf_counter() - begin
+
+    def _look_together(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool) -> dict[str, float]:
+        """What rank zero sees in what all ranks heard; a fault that is to stop the training stops all of them."""
+        scalars: dict[str, float] = {}
+        fault: Exception | None = None
+        brought = collect(trainer, None if trainer.is_global_zero else self._bring(trainer))
+        if trainer.is_global_zero:
+            try:
+                with shown(trainer, f"{type(self).__name__} looks"):
+                    scalars = self._look(trainer, pl_module, brought, last=last)
+            except Exception as error:
+                fault = error
+        scalars, told = agree(trainer, (scalars, None if fault is None else repr(fault)))
+        if fault is not None:
+            raise fault
+        if told is not None:
+            raise RuntimeError(f"{type(self).__name__} failed on rank zero: {told}")
+        return scalars
+
+    def _bring(self, trainer: pl.Trainer) -> _Brought:
+        recorder = self._shared_recorder(trainer)
+        tapes: dict[str, Tape] = {}
+        if recorder is not None and not self.takes_batches:
+            heard = recorder.tapes
+            tapes = without_equations({name: heard[name].head(self._share) for name in self._modules})
+        try:
+            return _Brought(tapes, self.heard())
+        except Exception as error:  # to be said by rank zero
+            return _Brought(tapes, None, repr(error))
 
     def _stop_listening(self, trainer: pl.Trainer) -> bool:
         """Whether anything was heard in the epoch that is over."""
@@ -405,14 +489,21 @@ class EpochCallback(pl.Callback, ABC):
         ends = epochs is not None and epochs > 0 and trainer.current_epoch + period >= epochs
         return ends or (steps > 0 and trainer.global_step >= steps) or trainer.should_stop
 
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, last: bool) -> dict[str, float]:
+    def _look(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, brought: Sequence[_Brought] = (), *, last: bool
+    ) -> dict[str, float]:
         """Analyse, publish all but the scalars, and return those; after a fault only what can still be said."""
         begin = time.perf_counter()
         epoch, step = self._heard_at
         report = Report({})
         self._fresh = False
         with self._guard, undisturbed_rng(), torch.no_grad(), on_host():
-            report = self.analyse(self._what_was_heard(trainer, pl_module, epoch, step))
+            look = self._what_was_heard(trainer, pl_module, epoch, step)
+            if brought:
+                look = replace(look, tapes=join_tapes(look.tapes, [other.tapes for other in brought]))
+                self._join(brought)
+            report = self.analyse(look)
+            self._looked_in = epoch
         self._looks += 1
         seconds = time.perf_counter() - begin
         before, self._taken_seconds = self._taken_seconds, 0.0
@@ -431,10 +522,16 @@ class EpochCallback(pl.Callback, ABC):
             with undisturbed_rng():
                 publish_figures(trainer, report, place, self._guard)
             self._schedule.figures.add(time.perf_counter() - begin)
+        scalars[f"{self.noun}/failed_looks"] = float(self._guard.failures)  # those of its outlets too
         self._seen |= scalars
-        if self._looks == 1:
-            self._say_spacing(trainer)
         return scalars
+
+    def _join(self, brought: Sequence[_Brought]) -> None:
+        faults = [other.fault for other in brought if other.fault]
+        if faults:
+            with self._guard:
+                raise RuntimeError(f"another rank could not hand over what it heard: {faults[0]}")
+        self.join([other.heard for other in brought if not other.fault])
 
     def _what_was_heard(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, step: int) -> Look:
         tapes: dict[str, Tape] = {}
@@ -448,31 +545,21 @@ class EpochCallback(pl.Callback, ABC):
                     raise RuntimeError(f"listening to {name} failed") from recorder.faults[name]
             elif recorder.sequences[name]:
                 if heard[name].calls:
-                    tapes[name] = heard[name].head(self.max_sequences)
+                    tapes[name] = heard[name].head(self._share)
             elif "silent" not in self._guard.said:
                 self._guard.say(f"silent {name}", f"{title}: {name} is left out; it {_why_silent(recorder, name)}")
         return Look(trainer, pl_module, tapes, epoch, step)
-
-    def _say_spacing(self, trainer: pl.Trainer) -> None:
-        every = self._schedule.spacing(trainer.current_epoch + 1)
-        if self._schedule.every_n_epochs is None and every > 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            none_between = 0 < (trainer.max_epochs or 0) <= every + 1
-            rank_zero_info(
-                f"{type(self).__name__} looks at the first and the last epoch"
-                + (" only" if none_between else f" and about every {every} epochs between")
-                + f", to stay near {self.max_overhead:.0%} of the training time (a short run takes more); "
-                "every_n_epochs=1 looks at each." + ("" if self.listens else " Snapshots are taken anyway.")
-            )
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that stopped early is looked at where it stopped; Lightning's own log is closed by now.
-        if trainer.is_global_zero and self._fresh and self._schedule.every_n_epochs is None:
+        if agree(trainer, self._fresh and self._schedule.every_n_epochs is None):
             epoch, step = self._heard_at
-            scalars = self._look(trainer, pl_module, last=True)
-            with self._guard:
-                sinks.log_scalars(trainer, scalars, epoch=epoch, step=step)
+            scalars = self._look_together(trainer, pl_module, last=True)
+            if trainer.is_global_zero:
+                with delivery(trainer, self._guard):
+                    sinks.log_scalars(trainer, scalars, epoch=epoch, step=step)
         if trainer.is_global_zero and self._looks == 0 and "silent" not in self._guard.said:
             period = None if self.every_n_epochs is None else f"is due (every_n_epochs={self.every_n_epochs})"
             if self.listens:
@@ -488,12 +575,31 @@ class EpochCallback(pl.Callback, ABC):
         self._leave(trainer)
 
     def _leave(self, trainer: pl.Trainer) -> None:
+        ours = everyone(trainer)
+        if ours and ours[0] is self:  # the others have not left their modules yet
+            with self._guard:
+                say_summary(trainer, ours)
         with self._guard:
             self.finish(trainer)
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
         self._modules = {}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Brought:
+    """What a rank brings to rank zero."""
+
+    tapes: dict[str, Tape]
+    heard: Any
+    fault: str = ""
+
+
+def everyone(trainer: pl.Trainer) -> list[EpochCallback]:
+    """The callbacks of this package in a run, in their order."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, EpochCallback)]  # type: ignore[attr-defined]
 
 
 def _why_silent(recorder: Recorder, name: str | None = None) -> str:

@@ -95,13 +95,27 @@ class ConceptLabels:
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self.sources = dict(sources)
         self.faults: dict[str, Exception] = {}  # of a source, in the batches that were heard
-        self.labels: dict[str, dict[int, NDArray[Any]]] = {}  # by concept and number of the batch
+        self.labels: dict[str, dict[int, NDArray[Any]]]  # by concept and number of the batch
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was read."""
+        self.labels = {name: {} for name in self.sources}
+        self.faults = {}
+
+    @property
+    def heard(self) -> tuple[dict[str, dict[int, NDArray[Any]]], dict[str, str]]:
+        """Labels, and what went wrong, by concept, to be sent to another process."""
+        return self.labels, {name: str(fault) for name, fault in self.faults.items()}
+
+    def join(self, labels: Mapping[str, dict[int, NDArray[Any]]], faults: Mapping[str, str]) -> None:
+        """Take in what another process has `heard` in batches of its own."""
+        for name, batches in labels.items():
+            self.labels[name] |= batches
+        self.faults = {name: NoLabelsError(fault) for name, fault in faults.items()} | self.faults
 
     def hear(self, number: int, batch: Any) -> None:
-        """Read the labels of a batch; number 0 begins anew."""
-        if number == 0:
-            self.labels = {name: {} for name in self.sources}
-            self.faults.clear()
+        """Read the labels of a batch."""
         for name, source in self.sources.items():
             if name in self.faults:
                 continue

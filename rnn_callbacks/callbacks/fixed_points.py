@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, final
 
@@ -30,6 +31,7 @@ from .guard import check_whole_number
 from .importing import function_of
 from .labels import SequenceLabels
 from .look import Look
+from .summary import MOST_CELLS
 
 
 @final
@@ -56,9 +58,10 @@ class FixedPointTracker(EpochCallback):
         observe: ``validation`` or ``train``.
         every_n_epochs: period of looks; by default as often as `max_overhead` allows.
         figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
-        max_overhead: share of the training time that looking may take, pictures included.
+        max_overhead: share of the training time that looking may take, of all callbacks together, pictures included.
         max_sequences: sequences whose states serve as starts, the same first ones at every look.
         on_error: ``warn`` or ``raise``.
+        summary: say at the run's end what was seen.
 
     Logged, with ``{module}`` the module's name and ``{context}`` the name of the held input; 0 where there is nothing
     to measure:
@@ -95,7 +98,7 @@ class FixedPointTracker(EpochCallback):
     - `fixed_points/{module}/{context}/returned`: share of small kicks after which the state comes back.
     - `fixed_points/{module}/{context}/flags/{flag}`: 1 when the flag is raised, else 0.
     - `fixed_points/{module}/rebuild_error`: difference of rebuilt and real hidden states, relative; about 1e-6.
-    - `fixed_points/failed_looks`: looks whose analysis raised, so far.
+    - `fixed_points/failed_looks`: looks whose analysis raised or that could not all be handed over, so far.
     - `fixed_points/seconds`: what the numbers of this look took.
     - `fixed_points/overhead`: seconds spent looking per second of other training, so far.
     """
@@ -116,9 +119,10 @@ class FixedPointTracker(EpochCallback):
         observe: Observe = "validation",
         every_n_epochs: int | None = None,
         figure_every_n_epochs: int | None = None,
-        max_overhead: float = 0.02,
+        max_overhead: float = 0.05,
         max_sequences: int = 64,
         on_error: Literal["warn", "raise"] = "warn",
+        summary: bool = True,
     ) -> None:
         super().__init__(
             module=module,
@@ -128,6 +132,7 @@ class FixedPointTracker(EpochCallback):
             max_overhead=max_overhead,
             max_sequences=max_sequences,
             on_error=on_error,
+            summary=summary,
         )
         self.contexts = contexts
         self.labels = labels
@@ -136,7 +141,8 @@ class FixedPointTracker(EpochCallback):
         self.basins = basins
         self.max_starts = max_starts
         self.max_seconds = max_seconds
-        self._batch: Any = None
+        self._batch: Any = None  # the first one heard, for contexts that are functions
+        self._needs_batch = False
         self._labels = SequenceLabels(labels)
 
     # ---- what is remembered ----------------------------------------------------------------------------------------
@@ -186,10 +192,21 @@ class FixedPointTracker(EpochCallback):
 
     # ---- listening -------------------------------------------------------------------------------------------------
 
+    def begin_hearing(self) -> None:
+        self._batch, self._needs_batch = None, any(map(callable, read_contexts(self.contexts).values()))
+        self._labels.begin()
+
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if number == 0:
-            self._batch = batch if any(map(callable, read_contexts(self.contexts).values())) else None
+        if self._needs_batch:  # the first one
+            self._batch, self._needs_batch = batch, False
         self._labels.hear(number, batch)
+
+    def heard(self) -> tuple[dict[int, NDArray[np.float64]], str | None]:
+        return self._labels.heard
+
+    def join(self, heard: Sequence[tuple[dict[int, NDArray[np.float64]], str | None]]) -> None:
+        for labels, fault in heard:
+            self._labels.join(labels, fault)
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
@@ -315,6 +332,16 @@ class FixedPointTracker(EpochCallback):
         self._planes[key] = plane
         landscape = lay_out(flow, findings.chapter.skeleton.points, plane, visited.trajectories, findings.continuum)
         return Scene(findings, landscape, labels, np.array(self._story[key]))
+
+    def headlines(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        one_way = [name for name, module in self.watched.items() if not any(c.place.reverse for c in cells(module))]
+        held = [(name, context) for name in one_way for context in read_contexts(self.contexts)]
+        for name, context in held[-MOST_CELLS:]:
+            where, called = f"fixed_points/{name}/{context}", f"{name}, {context} input held"
+            found[f"{where}/attractors"] = f"{called}: attractors (states to rest in) {{value:.0f}}"
+            found[f"{where}/slowest_timescale"] = f"{called}: slowest return to one {{value:.3g}} steps (0: none)"
+        return found
 
     def layout(self) -> Layout:
         def chart(*patterns: str) -> list[Any]:

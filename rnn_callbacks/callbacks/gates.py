@@ -25,6 +25,7 @@ from .gate_ablation import losses_without_gates
 from .importing import function_of
 from .look import Look
 from .rehearsed_loss import HeardBatch
+from .summary import headline_cells
 
 Phases = Callable[..., Any]
 
@@ -48,10 +49,11 @@ class GateMonitor(EpochCallback):
         observe: ``validation`` or ``train``.
         every_n_epochs: period of looks; by default as often as `max_overhead` allows.
         figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
-        max_overhead: share of the training time that looking may take, pictures included.
+        max_overhead: share of the training time that looking may take, of all callbacks together, pictures included.
         max_sequences: how many sequences to analyse, the same first ones at every look; more for short sequences, whose
             few steps say little about a unit.
         on_error: ``warn`` or ``raise``.
+        summary: say at the run's end what was seen.
 
     Logged, with ``{module}`` the module's name and ``{cell}`` one of ``l0``, ``l0_reverse``, ``l1``, ... or ``cell``:
 
@@ -76,7 +78,7 @@ class GateMonitor(EpochCallback):
     - `gates/{module}.{cell}/memory/saturated`: LSTM, share of steps and units with |tanh(c)| above 0.9.
     - `gates/{module}.{cell}/flags/{flag}`: 1 when the flag is raised, else 0.
     - `gates/{module}.{cell}/rebuild_error`: difference of rebuilt and real hidden states, relative; about 1e-6.
-    - `gates/failed_looks`: looks whose analysis raised, so far.
+    - `gates/failed_looks`: looks whose analysis raised or that could not all be handed over, so far.
     - `gates/seconds`: what the numbers of this look took.
     - `gates/overhead`: seconds spent looking per second of training, so far.
     """
@@ -93,9 +95,10 @@ class GateMonitor(EpochCallback):
         observe: Observe = "validation",
         every_n_epochs: int | None = None,
         figure_every_n_epochs: int | None = None,
-        max_overhead: float = 0.02,
+        max_overhead: float = 0.05,
         max_sequences: int = 64,
         on_error: Literal["warn", "raise"] = "warn",
+        summary: bool = True,
     ) -> None:
         super().__init__(
             module=module,
@@ -105,6 +108,7 @@ class GateMonitor(EpochCallback):
             max_overhead=max_overhead,
             max_sequences=max_sequences,
             on_error=on_error,
+            summary=summary,
         )
         self.phases = phases
         self.flags = flags
@@ -124,11 +128,22 @@ class GateMonitor(EpochCallback):
             if not any(map(ablatable, modules.values())):
                 raise ValueError("ablate holds gates of nn.LSTM, nn.GRU and their cells; no watched module is one")
 
+    def begin_hearing(self) -> None:
+        self._labels.clear()
+        self._batches.clear()
+        self._phase_fault = None
+
+    def heard(self) -> tuple[dict[int, Tensor], str | None]:
+        labels = {number: labels.cpu() for number, labels in self._labels.items()}
+        return labels, None if self._phase_fault is None else repr(self._phase_fault)
+
+    def join(self, heard: Sequence[tuple[dict[int, Tensor], str | None]]) -> None:
+        for labels, fault in heard:
+            self._labels |= labels
+            if fault is not None and self._phase_fault is None:
+                self._phase_fault = RuntimeError(fault)
+
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if number == 0:
-            self._labels.clear()
-            self._batches.clear()
-            self._phase_fault = None
         phases = _resolve(self.phases)
         if phases is not None and self._phase_fault is None:
             try:
@@ -200,6 +215,16 @@ class GateMonitor(EpochCallback):
             if flag.raised:
                 texts[f"{where}/flags/{flag.name}"] = f"**{flag.name}** in `{place}`: {flag.meaning}"
                 self._guard.say(f"{where} {flag.name}", f"{place}, flag {flag.name}: {flag.meaning}")
+
+    def headlines(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for place, (called, cell) in headline_cells(self.watched).items():
+            if cell.retention is not None:
+                found[f"gates/{place}/timescale/q50"] = f"{called}: the median unit remembers {{value:.3g}} steps"
+            else:
+                words = f"{called}: the mean size of the new content is {{value:.2f}}"
+                found[f"gates/{place}/{cell.candidate}/mean_abs"] = words
+        return found
 
     def layout(self) -> Layout:
         def chart(pattern: str) -> list[Any]:

@@ -22,7 +22,9 @@ from .base import Briefly, EpochCallback
 from .gradient_meter import StepMeter
 from .gradient_report import GradientReport
 from .look import Look, logging_step
+from .outlets import delivery
 from .own_gradients import OwnGradients
+from .summary import headline_cells
 
 IMPULSES = 8  # sequences of a call in which single moments are followed
 
@@ -41,9 +43,10 @@ class GradientFlowMonitor(EpochCallback):
         flags: thresholds of the flags by name; null switches one off.
         every_n_epochs: period of looks; by default as often as `max_overhead` allows.
         figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
-        max_overhead: share of the training time that looking may take, pictures included.
+        max_overhead: share of the training time that looking may take, of all callbacks together, pictures included.
         max_sequences: how many sequences to analyse, the first ones of each training epoch.
         on_error: ``warn`` or ``raise``.
+        summary: say at the run's end what was seen.
 
     Logged every ``log_every_n_steps`` over the steps since, and at each look over the steps of the epoch;
     ``{parameter}`` is a parameter's name, ``{module}`` the module's, ``{cell}`` one of ``l0``, ``l0_reverse``,
@@ -78,7 +81,7 @@ class GradientFlowMonitor(EpochCallback):
     - `gradient_flow/{module}.{cell}/rebuild_error`: difference of rebuilt and real hidden states, relative.
     - `gradient_flow/{module}.{cell}/flags/{flag}`: 1 when the flag is raised, else 0.
     - `gradient_flow/total/flags/{flag}`: the same, of the whole gradient and of all parameters.
-    - `gradient_flow/failed_looks`: looks whose analysis raised, so far.
+    - `gradient_flow/failed_looks`: looks whose analysis raised or that could not all be handed over, so far.
     - `gradient_flow/seconds`: what the numbers of this look took.
     - `gradient_flow/overhead`: seconds spent looking per second of training, so far.
     """
@@ -94,9 +97,10 @@ class GradientFlowMonitor(EpochCallback):
         flags: dict[str, float | None] | None = None,
         every_n_epochs: int | None = None,
         figure_every_n_epochs: int | None = None,
-        max_overhead: float = 0.02,
+        max_overhead: float = 0.05,
         max_sequences: int = 64,
         on_error: Literal["warn", "raise"] = "warn",
+        summary: bool = True,
     ) -> None:
         super().__init__(
             module=module,
@@ -106,6 +110,7 @@ class GradientFlowMonitor(EpochCallback):
             max_overhead=max_overhead,
             max_sequences=max_sequences,
             on_error=on_error,
+            summary=summary,
         )
         self.flags = flags
 
@@ -161,7 +166,8 @@ class GradientFlowMonitor(EpochCallback):
                 norms = self._meter.interval() if due else None
                 if norms is not None:
                     scalars = {f"gradient_flow/{tag}": v for tag, v in self._meter.scalars(norms).items()}
-                    sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=int(norms.steps[-1]))
+                    with delivery(trainer, self._guard):
+                        sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=int(norms.steps[-1]))
 
     def _fetch(self) -> GradientNorms | None:
         """What was measured since the last time; the first gradient that is no number is named."""
@@ -197,9 +203,10 @@ class GradientFlowMonitor(EpochCallback):
         # optimization a plain loss.backward() is not announced, so everything is listened to.
         self._window = self._shared_recorder(trainer) if pl_module.automatic_optimization else None
 
+    def begin_hearing(self) -> None:
+        self._own.clear()
+
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if number == 0:
-            self._own.clear()
         if self._window is not None:
             self._window.gradients_wanted = False
 
@@ -277,6 +284,13 @@ class GradientFlowMonitor(EpochCallback):
         if self._first_loss is None:
             self._first_loss = self._meter.loss
         report.describe_steps(self._meter, norms, sizes)
+
+    def headlines(self) -> dict[str, str]:
+        found = {
+            f"gradient_flow/{place}/horizon": f"{called}: the gradient fades to a third in {{value:.3g}} steps"
+            for place, (called, _) in headline_cells(self.watched).items()
+        }
+        return {**found, "gradient_flow/total/norm": "all weights: gradient of size {value:.3g}"}
 
     def layout(self) -> Layout:
         def chart(pattern: str) -> list[Any]:

@@ -60,6 +60,7 @@ class Guard:
         self.owner = owner
         self.counter = counter
         self.on_error = on_error
+        self.silent = False  # on ranks other than zero
         self.failures = 0
         self.said: set[str] = set()
 
@@ -85,6 +86,8 @@ class Guard:
         """Warn once per key."""
         if key not in self.said:
             self.said.add(key)
+            if self.silent:
+                return
             # A registry of its own: Python's would swallow the same words in a second run of one process.
             warnings.warn_explicit(words, RecurrentHealthWarning, "rnn_callbacks", 1, "rnn_callbacks", registry={})
 

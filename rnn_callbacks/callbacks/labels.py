@@ -27,11 +27,24 @@ class SequenceLabels:
         self.fault: Exception | None = None  # of the user's function, in the batches that were heard
         self._heard: dict[int, NDArray[np.float64]] = {}
 
+    def begin(self) -> None:
+        """Forget what was read."""
+        self._heard.clear()
+        self.fault = None
+
+    @property
+    def heard(self) -> tuple[dict[int, NDArray[np.float64]], str | None]:
+        """Labels by number of the batch, and what went wrong, to be sent to another process."""
+        return self._heard, None if self.fault is None else repr(self.fault)
+
+    def join(self, heard: dict[int, NDArray[np.float64]], fault: str | None) -> None:
+        """Take in what another process has `heard` in batches of its own."""
+        self._heard |= heard
+        if fault is not None and self.fault is None:
+            self.fault = RuntimeError(fault)
+
     def hear(self, number: int, batch: Any) -> None:
-        """Read the labels of a batch; number 0 begins anew."""
-        if number == 0:
-            self._heard.clear()
-            self.fault = None
+        """Read the labels of a batch."""
         try:
             found = _targets(batch) if self.given is None else function_of("labels", self.given)(batch)
             if found is None:

@@ -19,9 +19,9 @@ from ..analysis.probe_findings import Baseline, Course, Finding, correct, judge
 from ..analysis.probe_fits import Engine, ProbeSettings
 from ..analysis.probe_flags import RULES
 from ..analysis.probes import Probed, headline_samples, probe
-from ..analysis.state_samples import StateSampler, StateSamples, is_reversed
+from ..analysis.state_samples import StateSamples, is_reversed
 from ..analysis.unit_information import as_classes, unit_information
-from ..cells import Cell, cells
+from ..cells import cells
 from ..report import Report
 from ..sinks import Layout
 from ..tape import Tape
@@ -32,6 +32,8 @@ from .look import Look
 from .probe_report import ProbeReport
 from .probe_settings import TYPES, check_settings
 from .rehearsed_loss import HeardBatch
+from .state_taking import ALONE, StateTaking
+from .summary import MOST_CELLS
 from .untrained import Place, UntrainedNetwork, place_of
 
 FIT = 2 / 3  # of the sequences
@@ -69,9 +71,10 @@ class ProbeTracker(EpochCallback):
         observe: ``validation`` or ``train``.
         every_n_epochs: period of looks; by default as often as `max_overhead` allows.
         figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
-        max_overhead: share of the training time that looking may take, pictures included.
+        max_overhead: share of the training time that looking may take, of all callbacks together, pictures included.
         max_sequences: how many sequences, the same first ones at every look; two thirds to fit, one third held out.
         on_error: ``warn`` or ``raise``.
+        summary: say at the run's end what was seen.
 
     Logged, with ``{module}`` the module's name, ``{cell}`` one of ``l0``, ``l0_reverse``, ``l1``, ... or ``cell``,
     ``{state}`` ``hidden`` or ``memory`` (an LSTM's cell state); what cannot be measured is left out:
@@ -100,7 +103,7 @@ class ProbeTracker(EpochCallback):
     - `probes/concepts/{concept}/flags/{flag}`: 1 when the flag is raised, else 0.
     - `probes/{module}.{cell}/rebuild_error`: difference of rebuilt and real hidden states, relative; about 1e-6.
     - `probes/sequences`: sequences probed, fitted and held out together.
-    - `probes/failed_looks`: looks whose analysis raised, so far.
+    - `probes/failed_looks`: looks whose analysis raised or that could not all be handed over, so far.
     - `probes/seconds`: what listening and the numbers of this look took.
     - `probes/overhead`: seconds spent looking per second of training, so far.
     """
@@ -126,10 +129,13 @@ class ProbeTracker(EpochCallback):
         observe: Observe = "validation",
         every_n_epochs: int | None = None,
         figure_every_n_epochs: int | None = None,
-        max_overhead: float = 0.02,
+        max_overhead: float = 0.05,
         max_sequences: int = 3000,
         on_error: Literal["warn", "raise"] = "warn",
+        summary: bool = True,
     ) -> None:
+        self.steps = steps
+        self.max_megabytes = max_megabytes
         super().__init__(
             module=module,
             observe=observe,
@@ -138,10 +144,10 @@ class ProbeTracker(EpochCallback):
             max_overhead=max_overhead,
             max_sequences=max_sequences,
             on_error=on_error,
+            summary=summary,
         )
         self.concepts = concepts
         self.required = required
-        self.steps = steps
         self.engine = engine
         self.shuffles = shuffles
         self.control_types = control_types
@@ -149,7 +155,6 @@ class ProbeTracker(EpochCallback):
         self.causal = causal
         self.flags = flags
         self.seed = seed
-        self.max_megabytes = max_megabytes
 
     # ---- what is remembered ----------------------------------------------------------------------------------------
 
@@ -159,13 +164,13 @@ class ProbeTracker(EpochCallback):
             for key, kept in memory.get("courses", {}).items()
         }
         self._untrained = UntrainedNetwork(memory.get("untrained", {}))
+        self._taking = StateTaking(
+            self.steps, max_megabytes=self.max_megabytes, chosen=memory.get("steps", {}), untrained=self._untrained
+        )
         self._classes = {name: np.array(known, dtype=np.int64) for name, known in memory.get("classes", {}).items()}
-        self._chosen: dict[str, list[int]] = {name: list(steps) for name, steps in memory.get("steps", {}).items()}
         self._labels = ConceptLabels({})
-        self._samplers: dict[str, StateSampler] = {}
         self._inputs: dict[str, tuple[bytes, list[Probed]]] = {}
         self._batches: list[HeardBatch] = []
-        self._fault: Exception | None = None
         self._told_by_another: tuple[str, ...] = ()
 
     def memory(self) -> dict[str, Any]:
@@ -173,7 +178,7 @@ class ProbeTracker(EpochCallback):
             "courses": {"|".join(p): {"epochs": c.epochs, "rows": c.rows} for p, c in self._courses.items()},
             "untrained": self._untrained.memory(),
             "classes": {name: known.tolist() for name, known in self._classes.items()},
-            "steps": dict(self._chosen),
+            "steps": dict(self._taking.chosen),
         }
 
     # ---- before training -------------------------------------------------------------------------------------------
@@ -182,8 +187,6 @@ class ProbeTracker(EpochCallback):
         check_settings(self)
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         sources = read_sources(self.concepts)
         if self.control_types is not None:
             sources[TYPES] = read_source(TYPES, self.control_types)
@@ -213,46 +216,44 @@ class ProbeTracker(EpochCallback):
 
     # ---- listening -------------------------------------------------------------------------------------------------
 
+    def begin_hearing(self) -> None:
+        self._batches.clear()
+        self._labels.begin()
+        self._taking.begin()
+
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if number == 0:
-            self._fault = None
-            self._batches.clear()
-            for sampler in [*self._samplers.values(), *self._untrained.rerun.values()]:
-                sampler.begin()
         self._labels.hear(number, batch)
-        heard = max((sampler.count for sampler in self._samplers.values()), default=0)
-        if self.causal and heard < CAUSAL_SEQUENCES:
+        if self.causal and self._taking.count < CAUSAL_SEQUENCES:
             self._batches.append(HeardBatch(batch, batch_idx, dataloader_idx))
 
     def on_taken_batch(self, tapes: dict[str, Tape], *, untrained: bool) -> None:
         if untrained:
             self._batches.clear()  # the loss is computed with trained weights only
             self._untrained.labels = self._labels.labels
-        if self._fault is not None:
-            return
-        try:
-            for name, tape in tapes.items():
-                self._sample(self._untrained.heard if untrained else self._samplers, name, tape)
-                if not untrained and name in self._untrained.cells:
-                    self._sample(self._untrained.rerun, name, tape, self._untrained.cells[name])
-        except Exception as fault:  # said once at the look, not at every batch
-            self._fault = fault
+        self._taking.take(tapes, self._share, untrained=untrained)
 
-    def _sample(
-        self, samplers: dict[str, StateSampler], name: str, tape: Tape, other: Sequence[Cell] | None = None
-    ) -> None:
-        if name not in samplers:
-            samplers[name] = StateSampler(self._chosen.get(name, self.steps), max_megabytes=self.max_megabytes)
-        sampler = samplers[name]
-        sampler.hear(tape.head(self.max_sequences - sampler.count), other)
-        if name not in self._chosen and sampler.steps is not None:
-            self._chosen[name] = sampler.steps.tolist()
+    def heard(self) -> Any:
+        told = self._taking.heard(), self._labels.heard, self._untrained.labels
+        self._forget_states()
+        return told
+
+    def join(self, heard: Sequence[Any]) -> None:
+        if not self._taking.join([states for states, _, _ in heard], self._processes):
+            self._guard.say("alone", f"ProbeTracker: {ALONE}")
+            return
+        for _, (labels, faults), untrained in heard:
+            self._labels.join(labels, faults)
+            self._untrained.join_labels(untrained)
+
+    def _forget_states(self) -> None:
+        self._untrained.forget_states()
+        self._taking.forget()
+        self._batches = []
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
     def analyse(self, look: Look) -> Report:
-        if self._fault is not None:
-            raise RuntimeError("taking samples of the states failed") from self._fault
+        self._taking.check()
         for name, fault in self._labels.faults.items():
             with self._guard:
                 told = isinstance(fault, NoLabelsError)  # says all there is to say
@@ -262,7 +263,7 @@ class ProbeTracker(EpochCallback):
         heard: dict[str, StateSamples] = {}
         scalars: dict[str, float] = {}
         for name in self.watched:
-            samples = self._samplers[name].result() if name in self._samplers else None
+            samples = self._taking.of(name)
             if samples is None:
                 continue
             trusted = True
@@ -273,8 +274,7 @@ class ProbeTracker(EpochCallback):
             if trusted:
                 heard[name] = samples
                 found |= self._probe(look, name, samples)
-        self._untrained.forget_states()
-        self._samplers, self._batches = {}, []  # nothing large is held while the training goes on
+        self._forget_states()
         judged = dict(zip(found, correct(list(found.values())), strict=True))
         read = list(dict.fromkeys(concept for _, _, concept in judged))
         unread = [name for name in self.required or {} if name not in read]
@@ -425,7 +425,7 @@ class ProbeTracker(EpochCallback):
         if f"numbers {name}" in self._guard.said:
             return
         self._guard.said.add(f"numbers {name}")
-        count, sampler = len(fitted), self._samplers[name]
+        count, sampler = len(fitted), self._taking.now[name]
         few = (
             f"; {self.max_sequences} were wanted, and max_megabytes={self.max_megabytes:g} were reached"
             if sampler.full and count < self.max_sequences
@@ -450,6 +450,13 @@ class ProbeTracker(EpochCallback):
                 f"ProbeTracker: sequences of {name} are up to {sampler.longest} steps long, and the probed steps, "
                 f"chosen by the first batch, end at {last + 1}; write steps=[...] to choose them.",
             )
+
+    def headlines(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name in list(read_sources(self.concepts))[:MOST_CELLS]:
+            found[f"probes/concepts/{name}/gain"] = f"{name}: score {{value:+.2f}} over controls"
+            found[f"probes/concepts/{name}/share"] = f"{name}: {{value:.0%}} readable"
+        return found
 
     def layout(self) -> Layout:
         def chart(pattern: str) -> list[Any]:

@@ -17,8 +17,8 @@ from ..analysis.concepts import Concept, check_steps, read_concepts
 from ..analysis.representation_findings import SiteFindings
 from ..analysis.representation_flags import RULES
 from ..analysis.state_embedding import Method
-from ..analysis.state_samples import StateSampler, StateSamples
-from ..cells import Cell, cells
+from ..analysis.state_samples import StateSamples
+from ..cells import cells
 from ..report import Report
 from ..sinks import Layout
 from ..tape import Tape
@@ -32,6 +32,8 @@ from .representation_history import SiteHistory
 from .representation_report import RepresentationReport
 from .representation_settings import check_settings
 from .site_look import Others, SiteLook, shown_rows
+from .state_taking import ALONE, StateTaking
+from .summary import headline_cells
 from .training_loss import TrainingLoss
 from .untrained import UntrainedNetwork
 
@@ -64,9 +66,10 @@ class RepresentationTracker(EpochCallback):
         observe: ``validation`` or ``train``.
         every_n_epochs: period of looks; by default as often as `max_overhead` allows.
         figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
-        max_overhead: share of the training time that looking may take, pictures included.
+        max_overhead: share of the training time that looking may take, of all callbacks together, pictures included.
         max_sequences: how many sequences, the same first ones at every look.
         on_error: ``warn`` or ``raise``.
+        summary: say at the run's end what was seen.
 
     Logged, with ``{module}`` the module's name, ``{cell}`` one of ``l0``, ``l0_reverse``, ``l1``, ... or ``cell``,
     ``{state}`` ``hidden`` or ``memory`` (an LSTM's cell state); what cannot be measured is left out:
@@ -97,7 +100,7 @@ class RepresentationTracker(EpochCallback):
       the keys; ``mean`` where only the mean over heads is computed.
     - `representation/{module}.{cell}/rebuild_error`: difference of rebuilt and real hidden states, relative.
     - `representation/sequences`: sequences that were looked at.
-    - `representation/failed_looks`: looks whose analysis raised, so far.
+    - `representation/failed_looks`: looks whose analysis raised or that could not all be handed over, so far.
     - `representation/seconds`: what listening and the numbers of this look took.
     - `representation/overhead`: seconds spent looking per second of training, so far.
     """
@@ -120,10 +123,13 @@ class RepresentationTracker(EpochCallback):
         observe: Observe = "validation",
         every_n_epochs: int | None = None,
         figure_every_n_epochs: int | None = None,
-        max_overhead: float = 0.02,
+        max_overhead: float = 0.05,
         max_sequences: int = 256,
         on_error: Literal["warn", "raise"] = "warn",
+        summary: bool = True,
     ) -> None:
+        self.steps = steps
+        self.max_megabytes = max_megabytes
         super().__init__(
             module=module,
             observe=observe,
@@ -132,15 +138,14 @@ class RepresentationTracker(EpochCallback):
             max_overhead=max_overhead,
             max_sequences=max_sequences,
             on_error=on_error,
+            summary=summary,
         )
         self.concepts = concepts
-        self.steps = steps
         self.embedding = embedding
         self.embed_every_n_epochs = embed_every_n_epochs
         self.embed_states = embed_states
         self.flags = flags
         self.seed = seed
-        self.max_megabytes = max_megabytes
 
     # ---- what is remembered ----------------------------------------------------------------------------------------
 
@@ -149,27 +154,25 @@ class RepresentationTracker(EpochCallback):
         for key, kept in memory.get("sites", {}).items():
             module, _, site = key.rpartition("|")
             self._histories[module, site] = SiteHistory(kept)
-        self._chosen: dict[str, list[int]] = {name: list(steps) for name, steps in memory.get("steps", {}).items()}
         self._rows: dict[str, list[int]] = {name: list(rows) for name, rows in memory.get("rows", {}).items()}
         self._classes = {name: np.array(known, dtype=np.int64) for name, known in memory.get("classes", {}).items()}
         self._heard_first: str | None = memory.get("audience")
         self._first_loss: float | None = memory.get("first_loss")
         self._embedded_at: int | None = memory.get("embedded_at")
         self._untrained = UntrainedNetwork({})
-        self._twin_cells: dict[str, list[tuple[Cell, ...]]] = {}
-        self._twins: dict[str, list[StateSampler]] = {}
+        self._taking = StateTaking(
+            self.steps, max_megabytes=self.max_megabytes, chosen=memory.get("steps", {}), untrained=self._untrained
+        )
         self._labels = ConceptLabels({})
         self._audience = Audience()
-        self._samplers: dict[str, StateSampler] = {}
         self._attention: AttentionEar | None = None
         self._loss = TrainingLoss()
         self._loss_of = -1  # epoch
-        self._fault: Exception | None = None
 
     def memory(self) -> dict[str, Any]:
         return {
             "sites": {f"{module}|{site}": history.memory() for (module, site), history in self._histories.items()},
-            "steps": dict(self._chosen),
+            "steps": dict(self._taking.chosen),
             "rows": dict(self._rows),
             "classes": {name: known.tolist() for name, known in self._classes.items()},
             "audience": self._heard_first,
@@ -183,15 +186,14 @@ class RepresentationTracker(EpochCallback):
         check_settings(self)
 
     def prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         self._labels = ConceptLabels(read_sources(self.concepts))
-        self._attention = AttentionEar(pl_module, self.max_sequences)
+        if trainer.is_global_zero:
+            self._attention = AttentionEar(pl_module, self.max_sequences)
         if trainer.ckpt_path is None:
             self._untrained.begin(self.watched)
             for name, module in self.watched.items():
                 twins = [random_twin(module, seed=self.seed + twin) for twin in range(TWINS)]
-                self._twin_cells[name] = [twin for twin in twins if twin is not None]
+                self._taking.twin_cells[name] = [twin for twin in twins if twin is not None]
         elif not self._histories:
             self._guard.say(
                 "no untrained",
@@ -232,14 +234,14 @@ class RepresentationTracker(EpochCallback):
         if self._attention is not None:
             self._attention.close()
 
+    def begin_hearing(self) -> None:
+        self._labels.begin()
+        self._audience.begin()
+        self._taking.begin()
+        if self._attention is not None:
+            self._attention.begin()
+
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        if number == 0:
-            self._fault = None
-            twins = [sampler for samplers in self._twins.values() for sampler in samplers]
-            for sampler in [*self._samplers.values(), *self._untrained.rerun.values(), *twins]:
-                sampler.begin()
-            if self._attention is not None:
-                self._attention.begin()
         self._labels.hear(number, batch)
         self._audience.hear(number, batch)
         if self._attention is not None:
@@ -248,45 +250,36 @@ class RepresentationTracker(EpochCallback):
     def on_taken_batch(self, tapes: dict[str, Tape], *, untrained: bool) -> None:
         if untrained:
             self._untrained.labels = self._everything()
-        if self._fault is not None:
+        self._taking.take(tapes, self._share, untrained=untrained)
+
+    def heard(self) -> Any:
+        told = self._taking.heard(), self._labels.heard, self._audience, self._untrained.labels
+        self._forget_states()
+        return told
+
+    def join(self, heard: Sequence[Any]) -> None:
+        if not self._taking.join([states for states, _, _, _ in heard], self._processes):
+            self._guard.say("alone", f"RepresentationTracker: {ALONE}")
             return
-        try:
-            for name, tape in tapes.items():
-                self._sample(self._untrained.heard if untrained else self._samplers, name, tape)
-                if not untrained and name in self._untrained.cells:
-                    self._sample(self._untrained.rerun, name, tape, self._untrained.cells[name])
-                    self._sample_twins(name, tape)
-        except Exception as fault:  # said once at the look, not at every batch
-            self._fault = fault
+        for _, (labels, faults), audience, untrained in heard:
+            self._labels.join(labels, faults)
+            self._audience.join(audience)
+            self._untrained.join_labels(untrained)
+
+    def _forget_states(self) -> None:
+        self._untrained.forget_states()
+        self._taking.forget()
+        self._taking.twin_cells = {}
+        self._labels.begin()
 
     def _everything(self) -> dict[str, dict[int, NDArray[Any]]]:
         """Labels, and of each batch its digest, which tell whether two looks were at the same sequences."""
         return {**self._labels.labels, "batch": self._audience.batches}
 
-    def _sample(
-        self, samplers: dict[str, StateSampler], name: str, tape: Tape, other: Sequence[Cell] | None = None
-    ) -> None:
-        if name not in samplers:
-            samplers[name] = self._sampler(name)
-        sampler = samplers[name]
-        sampler.hear(tape.head(self.max_sequences - sampler.count), other)
-        if name not in self._chosen and sampler.steps is not None:
-            self._chosen[name] = sampler.steps.tolist()
-
-    def _sample_twins(self, name: str, tape: Tape) -> None:
-        if name not in self._twins:
-            self._twins[name] = [self._sampler(name) for _ in self._twin_cells.get(name, [])]
-        for sampler, twin in zip(self._twins[name], self._twin_cells.get(name, []), strict=True):
-            sampler.hear(tape.head(self.max_sequences - sampler.count), twin)
-
-    def _sampler(self, name: str) -> StateSampler:
-        return StateSampler(self._chosen.get(name, self.steps), max_megabytes=self.max_megabytes)
-
     # ---- looking ---------------------------------------------------------------------------------------------------
 
     def analyse(self, look: Look) -> Report:
-        if self._fault is not None:
-            raise RuntimeError("taking samples of the states failed") from self._fault
+        self._taking.check()
         self._say_labels()
         same = self._is_same_audience()
         report = RepresentationReport(
@@ -297,7 +290,7 @@ class RepresentationTracker(EpochCallback):
             seed=self.seed,
         )
         for name in self.watched:
-            samples = self._samplers[name].result() if name in self._samplers else None
+            samples = self._taking.of(name)
             if samples is None:
                 continue
             trusted = True
@@ -317,9 +310,7 @@ class RepresentationTracker(EpochCallback):
                     )  # fmt: skip
         if self._attention is not None:
             report.attention(self._attention)
-        self._untrained.forget_states()
-        self._samplers, self._twins, self._twin_cells = {}, {}, {}  # nothing large is held while training goes on
-        self._labels.labels = {}
+        self._forget_states()
         return report.finished()
 
     def _say_labels(self) -> None:
@@ -393,7 +384,7 @@ class RepresentationTracker(EpochCallback):
                 "If something in front of them learns (an embedding, an encoder), that has learned by now; "
                 "Trainer(num_sanity_val_steps=-1) makes it the whole network."
             )
-        twins = [result for sampler in self._twins.get(name, []) if (result := sampler.result()) is not None]
+        twins = [result for sampler in self._taking.twins.get(name, []) if (result := sampler.result()) is not None]
         if name not in self._rows:
             self._rows[name] = shown_rows(samples, concepts, self.embed_states // SHOWN)
         cells_of = cells(self.watched[name])
@@ -415,6 +406,15 @@ class RepresentationTracker(EpochCallback):
                 f"RepresentationTracker: states of {name} hold NaN or infinity, or there are fewer than four "
                 "sequences, so they are not compared with those of other looks.",
             )
+        return found
+
+    def headlines(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for place, (called, cell) in headline_cells(self.watched).items():
+            where, units = f"representation/{place}/hidden", cell.output_size
+            words = f"{called}: likeness to the untrained network {{value:.2f}} (1: the same)"
+            found[f"{where}/cka_untrained"] = words
+            found[f"{where}/participation_ratio"] = f"{called}: {{value:.3g}} of {units} dimensions used"
         return found
 
     def layout(self) -> Layout:

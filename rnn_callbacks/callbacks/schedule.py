@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-NUMBERS, PICTURES = 0.35, 0.5  # of the share that looking may take; the first and the last look need the rest
+NUMBERS, PICTURES = 0.35, 0.5  # of a callback's share of the time; the first and the last look need the rest
+
+
+def fair_shares(whole: float, wishes: Sequence[float]) -> list[float]:
+    """Divide evenly, but give nobody more than they can use while another can use it; the least demanding come first.
+
+    What all wishes together leave over is divided evenly too.
+    """
+    shares, left = [0.0] * len(wishes), whole
+    for served, index in enumerate(sorted(range(len(wishes)), key=lambda i: wishes[i])):
+        shares[index] = min(wishes[index], left / (len(wishes) - served))
+        left -= shares[index]
+    return [share + left / len(wishes) for share in shares]
 
 
 @final
@@ -32,14 +45,15 @@ class _Cost:
 
 
 @final
-@dataclass
+@dataclass(eq=False)
 class Schedule:
     """Decides by epoch where a period is given, else by the share of the training time that looking has taken.
 
     Args:
         every_n_epochs: fixed period of looks, or None.
         figure_every_n_epochs: fixed period of pictures, or None.
-        max_overhead: share of the training time, a good third of it for numbers and half of it for pictures.
+        max_overhead: share of the training time that all schedules of a run may take together. Those without a period
+            divide it by need; of a schedule's part a good third is for numbers and half of it for pictures.
         clock: seconds.
     """
 
@@ -51,21 +65,53 @@ class Schedule:
     figures: _Cost = field(default_factory=_Cost)
 
     def __post_init__(self) -> None:
+        self._all: Sequence[Schedule] = [self]
+        self._first_epoch: int | None = None
+        self._epochs = 1
         self.start()
 
     def start(self) -> None:
         """Training begins now."""
         self._begin = self.clock()
 
+    def share_with(self, schedules: Sequence[Schedule]) -> None:
+        """Those of one run, this one among them."""
+        self._all = schedules
+
+    @property
+    def spent(self) -> float:
+        """Seconds of looking."""
+        return self.numbers.spent + self.figures.spent
+
     @property
     def training_seconds(self) -> float:
-        """Time since the start that was not spent looking."""
-        return max(self.clock() - self._begin - self.numbers.spent - self.figures.spent, 1e-9)
+        """Time since the start in which nobody looked."""
+        return max(self.clock() - self._begin - sum(schedule.spent for schedule in self._all), 1e-9)
 
     def overhead(self, seconds: float = 0.0) -> float:
         """Seconds spent looking per second of training, with those of the present look."""
-        spent = self.numbers.spent + self.figures.spent + seconds
-        return spent / max(self.training_seconds - seconds, 1e-9)
+        return (self.spent + seconds) / max(self.training_seconds - seconds, 1e-9)
+
+    @property
+    def share(self) -> float:
+        """Of the training time, what looking may take of it."""
+        sharing = [other for other in self._all if other is self or other._wish > 0]
+        return fair_shares(self.max_overhead, [other._wish for other in sharing])[sharing.index(self)]
+
+    @property
+    def _wish(self) -> float:
+        """The share that looks and pictures at every epoch would take; infinite before the first."""
+        costs = [(self.every_n_epochs, self.numbers, NUMBERS), (self.figure_every_n_epochs, self.figures, PICTURES)]
+        wishes = [
+            math.inf if cost.expected is None else cost.expected / part
+            for period, cost, part in costs
+            if period is None
+        ]
+        return max(wishes, default=0.0) / self._epoch_seconds
+
+    @property
+    def _epoch_seconds(self) -> float:
+        return self.training_seconds / self._epochs
 
     def wants_epoch(self, epoch: int) -> bool:
         """Whether a fixed period allows a look at this epoch (from 0); without one, any epoch may be looked at."""
@@ -73,19 +119,21 @@ class Schedule:
 
     def look_is_due(self, epoch: int, *, last: bool) -> bool:
         """Whether to look at this epoch; the first and the last look are always due."""
+        self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
+        self._epochs = max(epoch - self._first_epoch, 0) + 1
         if self.every_n_epochs is not None:
             return self.wants_epoch(epoch)
-        return last or self.numbers.fits(NUMBERS * self.max_overhead * self.training_seconds)
+        return last or self.numbers.fits(NUMBERS * self.share * self.training_seconds)
 
     def figure_is_due(self, epoch: int, *, last: bool) -> bool:
         """Whether to draw at this look."""
         if self.figure_every_n_epochs is not None:
             return (epoch + 1) % self.figure_every_n_epochs == 0
-        return last or self.figures.fits(PICTURES * self.max_overhead * self.training_seconds)
+        return last or self.figures.fits(PICTURES * self.share * self.training_seconds)
 
-    def spacing(self, epochs_done: int) -> int:
-        """About how many epochs lie between looks."""
+    @property
+    def spacing(self) -> int:
+        """About how many epochs lie between looks, as far as is known by now."""
         if self.every_n_epochs is not None:
             return self.every_n_epochs
-        epoch = self.training_seconds / max(epochs_done, 1)
-        return max(1, round((self.numbers.expected or 0.0) / (NUMBERS * self.max_overhead * epoch)))
+        return max(1, round((self.numbers.expected or 0.0) / (NUMBERS * self.share * self._epoch_seconds)))

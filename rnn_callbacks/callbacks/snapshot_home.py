@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from pathlib import Path
 from typing import final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities import rank_zero_info
+
+from ..report import PART
+from .guard import Guard
+
+NEEDED = 2**16  # bytes that a folder must take, to be one in which snapshots can be begun
 
 
 @final
@@ -26,19 +32,27 @@ class SnapshotHome:
         self._target: str | None = None  # where they go when the run ends
         self._temporary: Path | None = None
         name = "snapshots" if part == 1 else f"snapshots-part={part}"
+        why_not = None
         if folder is not None:
             files, place = fsspec.core.url_to_fs(folder)
             if isinstance(files, LocalFileSystem):
                 self.path = Path(place) / "rnn_callbacks" / noun / name
-                return
+                why_not = _why_not_writable(self.path.parent)
+                if why_not is None:
+                    return
             self._target = f"{folder}/rnn_callbacks/{noun}"
         self._temporary = Path(tempfile.mkdtemp(prefix="rnn_callbacks-"))
         self.path = self._temporary / name
         if self._target is not None:
-            rank_zero_info(
+            words = (
                 f"WeightTrajectoryLogger keeps its snapshots in {self._temporary} until the run ends, and then copies "
-                f"them to {self._target}."
+                f"them to {self._target}"
             )
+            if why_not is None:
+                rank_zero_info(f"{words}.")
+            else:
+                guard = Guard("WeightTrajectoryLogger", f"{noun}/failed_looks", "warn")
+                guard.say("home", f"{words}, which cannot be written to now: {why_not}.")
 
     def leave(self) -> None:
         """The run is over: bring temporary files to where they belong. What cannot be brought stays, and is told.
@@ -58,3 +72,16 @@ class SnapshotHome:
                 raise OSError(f"the snapshots could not be copied to {self._target}; {self.path} has them") from error
         shutil.rmtree(self._temporary)
         self._temporary = None
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    probe = folder / f"{uuid.uuid4().hex}{PART}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(NEEDED))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

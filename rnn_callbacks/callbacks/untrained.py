@@ -42,6 +42,11 @@ class UntrainedNetwork:
         """These modules are untrained."""
         self.cells = {name: Snapshot.of(module, 0).cells for name, module in modules.items()}
 
+    def join_labels(self, labels: Labels) -> None:
+        """Take in those of another process."""
+        concepts = {**self.labels, **labels}
+        self.labels = {name: {**self.labels.get(name, {}), **labels.get(name, {})} for name in concepts}
+
     def states(self, name: str, samples: StateSamples, labels: Labels) -> StateSamples | None:
         """States of a module for the same sequences as these samples; None once they have been given away.
 

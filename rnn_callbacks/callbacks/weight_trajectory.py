@@ -58,8 +58,9 @@ class WeightTrajectoryLogger(EpochCallback):
         seed: of PHATE and of the sketch.
         every_n_epochs: period of looks; by default as often as `max_overhead` allows.
         figure_every_n_epochs: period of pictures; by default as often as `max_overhead` allows.
-        max_overhead: share of the training time that looking may take, pictures included.
+        max_overhead: share of the training time that looking may take, of all callbacks together, pictures included.
         on_error: ``warn`` or ``raise``.
+        summary: say at the run's end what was seen.
 
     Logged, with ``{place}`` one of ``total`` (all weights), a recurrent cell (``rnn.l0``) or another module:
 
@@ -93,7 +94,6 @@ class WeightTrajectoryLogger(EpochCallback):
 
     noun: ClassVar[str] = "weight_trajectory"
     listens: ClassVar[bool] = False
-    needs_whole: ClassVar[str] = "weights"
 
     def __init__(
         self,
@@ -110,8 +110,9 @@ class WeightTrajectoryLogger(EpochCallback):
         seed: int = 0,
         every_n_epochs: int | None = None,
         figure_every_n_epochs: int | None = None,
-        max_overhead: float = 0.02,
+        max_overhead: float = 0.05,
         on_error: Literal["warn", "raise"] = "warn",
+        summary: bool = True,
     ) -> None:
         self.snapshot_every_n_steps = snapshot_every_n_steps
         self.monitor = monitor
@@ -129,6 +130,7 @@ class WeightTrajectoryLogger(EpochCallback):
             figure_every_n_epochs=figure_every_n_epochs,
             max_overhead=max_overhead,
             on_error=on_error,
+            summary=summary,
         )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -393,6 +395,12 @@ class WeightTrajectoryLogger(EpochCallback):
                 raise
             self._guard.failures += 1
             self._guard.say("left", f"WeightTrajectoryLogger: {error}.")  # also after other faults: files lie somewhere
+
+    def headlines(self) -> dict[str, str]:
+        return {
+            "weight_trajectory/total/relative_distance": "all weights: moved by {value:.2f} of their size at the start",
+            "weight_trajectory/total/relative_step": "all weights: by {value:.2%} between the last two snapshots",
+        }
 
     def layout(self) -> Layout:
         def chart(pattern: str) -> list[Any]:

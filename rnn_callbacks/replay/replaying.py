@@ -213,7 +213,9 @@ def _clear(folder: Path, nouns: Sequence[str]) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep back what Lightning says of hardware and seeds when things are built."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    # Where the package of the other name was imported too, it is the one that speaks.
+    names = ("lightning.pytorch", "pytorch_lightning", "lightning.fabric")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

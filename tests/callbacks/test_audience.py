@@ -93,10 +93,11 @@ def test_batches_count_in_their_order():
     assert digest(one, other) != digest(one)
 
 
-def test_the_first_batch_begins_anew():
+def test_a_second_pass_over_the_batches_begins_anew():
     audience = Audience()
     for number in range(2):
         audience.hear(number, numbers(3, changed=(number,)))
+    audience.begin()
     audience.hear(0, numbers(3))
     assert audience.digest == digest(numbers(3))
 

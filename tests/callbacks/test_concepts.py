@@ -255,6 +255,7 @@ def test_a_second_pass_over_the_batches_begins_anew():
     labels = ConceptLabels({"a": read_source("a", 0)})
     for number in (0, 1, 2):
         labels.hear(number, [torch.full((2,), number)])
+    labels.begin()
     labels.hear(0, [torch.tensor([7, 8])])
     assert list(labels.labels["a"]) == [0]
     assert labels.labels["a"][0].tolist() == [7, 8]
@@ -266,6 +267,7 @@ def test_a_fault_is_forgotten_in_the_next_pass():
     assert "the batch has no 'key'" in str(labels.faults["a"])
     labels.hear(1, {"key": torch.zeros(2)})  # half of the labels are none
     assert labels.labels["a"] == {}
+    labels.begin()
     labels.hear(0, {"key": torch.zeros(2)})
     assert labels.faults == {}
 

@@ -71,7 +71,7 @@ def bits(sequences, seed):
 
 
 def test_the_attractors_of_a_memory_are_born_followed_and_reported(fit):
-    watcher = tracker(basins=True)
+    watcher = tracker(basins=True, every_n_epochs=2)
     trainer = fit(
         watcher, model=Memory, train=bits(1600, 0), validate=bits(64, 1), max_epochs=14, gradient_clip_val=1.0
     )

@@ -14,6 +14,7 @@ def test_a_new_look_forgets_the_labels_of_the_last_one():
     assert labels.of(heard) is None  # of the second batch nothing is known yet
     labels.hear(1, (torch.zeros(3, 5, 2), torch.tensor([7, 8, 9])))
     assert labels.of(heard).tolist() == [4, 9]
+    labels.begin()
     labels.hear(0, (torch.zeros(3, 5, 2), torch.tensor([4, 5, 6])))
     assert labels.of(heard) is None
 

@@ -21,6 +21,7 @@ from rnn_callbacks.analysis.probe_fits import ProbeSettings
 from rnn_callbacks.analysis.probes import probe
 from rnn_callbacks.analysis.state_samples import StateSamples
 from rnn_callbacks.callbacks import probes as probes_file
+from rnn_callbacks.callbacks import state_taking
 from rnn_callbacks.callbacks.guard import RecurrentHealthWarning
 from rnn_callbacks.report import load
 
@@ -688,7 +689,7 @@ def test_nothing_large_is_held_while_training_goes_on(fit):
 
 def states_in(watcher):
     untrained = watcher._untrained
-    samplers = [*watcher._samplers.values(), *untrained.heard.values(), *untrained.rerun.values()]
+    samplers = [*watcher._taking.now.values(), *untrained.heard.values(), *untrained.rerun.values()]
     return sum(sampler.count for sampler in samplers)
 
 
@@ -789,7 +790,7 @@ def test_one_tracker_can_watch_two_runs_and_begins_anew(fit):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
-def test_two_ranks_agree_and_rank_zero_probes(fit):
+def test_two_ranks_agree_and_all_sequences_are_probed(fit):
     tag = f"{CONCEPT}/v_information"
 
     class Check(pl.Callback):
@@ -802,7 +803,7 @@ def test_two_ranks_agree_and_rank_zero_probes(fit):
     stop = EarlyStopping(tag, mode="max", patience=1, min_delta=10.0)
     fit(tracker(), stop, Check(), validate=many(), strategy=strategy, devices=2, max_epochs=5)
     assert epochs(fit) == [0, 1]
-    assert reports(fit)[0].scalars["probes/sequences"] == MANY / 2  # Lightning gives each rank a half
+    assert reports(fit)[0].scalars["probes/sequences"] == MANY  # those of both
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
@@ -860,7 +861,7 @@ def test_a_fault_while_states_are_taken_is_said_and_the_run_goes_on(fit, monkeyp
     def fails(self, tape, cells=None):
         raise KeyError("in the sampler")
 
-    monkeypatch.setattr(probes_file.StateSampler, "hear", fails)
+    monkeypatch.setattr(state_taking.StateSampler, "hear", fails)
     said = said_in(lambda: fit(tracker(on_error="warn"), max_epochs=2))
     assert len(said) == 1
     assert "taking samples of the states failed" in said[0]

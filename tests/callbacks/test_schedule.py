@@ -1,6 +1,6 @@
 import pytest
 
-from rnn_callbacks.callbacks.schedule import Schedule
+from rnn_callbacks.callbacks.schedule import Schedule, fair_shares
 
 
 class Clock:
@@ -76,8 +76,8 @@ def test_the_spacing_it_says_is_the_spacing_it_keeps():
     clock.now += 1.0
     schedule.numbers.add(0.07)
     clock.now += 0.07
-    assert schedule.spacing(epochs_done=1) == 10
-    assert Schedule(4, None, 0.02, clock).spacing(epochs_done=1) == 4
+    assert schedule.spacing == 10
+    assert Schedule(4, None, 0.02, clock).spacing == 4
 
 
 def test_the_present_look_counts_as_looking_not_as_training():
@@ -85,3 +85,60 @@ def test_the_present_look_counts_as_looking_not_as_training():
     schedule = Schedule(None, None, 0.02, clock)
     clock.now += 11.0  # ten of training, one of the look under way
     assert schedule.overhead(1.0) == pytest.approx(0.1)
+
+
+# ---- several at once -------------------------------------------------------------------------------------------------
+
+
+def together(clock, costs, *, epochs, epoch_seconds=1.0, max_overhead=0.05, period=None):
+    """Schedules of one run, each with a look and a picture of known cost, and at which epochs each looked."""
+    schedules = [Schedule(period, None, max_overhead, clock) for _ in costs]
+    looked = [[] for _ in costs]
+    for schedule in schedules:
+        schedule.share_with(schedules)
+    for epoch in range(epochs):
+        clock.now += epoch_seconds
+        last = epoch == epochs - 1
+        for schedule, cost, mine in zip(schedules, costs, looked, strict=True):
+            if schedule.look_is_due(epoch, last=last):
+                mine.append(epoch)
+                clock.now += cost
+                schedule.numbers.add(cost)
+                if schedule.figure_is_due(epoch, last=last):
+                    clock.now += cost
+                    schedule.figures.add(cost)
+    return schedules, looked
+
+
+def test_all_together_keep_to_one_share_of_the_time():
+    schedules, looked = together(Clock(), [0.1, 0.3, 0.02], epochs=1000)
+    assert sum(schedule.spent for schedule in schedules) <= 0.05 * schedules[0].training_seconds
+    assert schedules[0].training_seconds == pytest.approx(1000.0)  # the others' looking is no training
+    assert all(mine[0] == 0 and mine[-1] == 999 for mine in looked)
+    assert (
+        sum(schedule.overhead() for schedule in schedules) >= 0.035
+    )  # and use it: 85 % of it are for looks between the first and the last
+
+
+def test_what_a_cheap_one_does_not_need_goes_to_the_dear_one():
+    alone, beside_cheap, beside_dear = (
+        len(together(Clock(), costs, epochs=1000)[1][0]) for costs in ([0.5], [0.5, 1e-5], [0.5, 0.5])
+    )
+    assert beside_cheap == pytest.approx(alone, rel=0.02)
+    assert beside_dear == pytest.approx(alone / 2, rel=0.1)
+
+
+def test_one_with_fixed_periods_takes_nothing_from_the_budget():
+    clock = Clock()
+    fixed, free = Schedule(1, 1, 0.05, clock), Schedule(None, None, 0.05, clock)
+    for schedule in (fixed, free):
+        schedule.share_with([fixed, free])
+    clock.now += 10.0
+    fixed.numbers.add(5.0)
+    assert free.share == 0.05
+
+
+def test_shares_are_what_each_can_use_and_what_is_left_is_divided():
+    assert fair_shares(0.6, [1.0, 0.1, 1.0]) == pytest.approx([0.25, 0.1, 0.25])
+    assert fair_shares(0.6, [0.1, 0.2]) == pytest.approx([0.25, 0.35])
+    assert fair_shares(0.6, [float("inf")] * 2) == pytest.approx([0.3, 0.3])

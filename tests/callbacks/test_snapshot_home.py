@@ -30,7 +30,7 @@ def test_in_a_local_folder_snapshots_lie_beside_the_reports_from_the_beginning(t
     assert home(f"{prefix}{tmp_path}/run").path == tmp_path / "run/rnn_callbacks/weight_trajectory/snapshots"
     second = home(f"{prefix}{tmp_path}/run", part=2)
     assert second.path == tmp_path / "run/rnn_callbacks/weight_trajectory/snapshots-part=2"
-    second.path.parent.mkdir(parents=True)
+    second.path.parent.mkdir(parents=True, exist_ok=True)
     second.path.write_text("kept")
     second.leave()
     assert second.path.read_text() == "kept"

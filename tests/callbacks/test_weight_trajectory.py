@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, DataLoader
@@ -524,8 +524,8 @@ def test_a_folder_that_cannot_be_written_is_said_and_training_goes_on_as_it_woul
     trainer, said = watch(
         fit, logger(on_error="warn"), logger=pl.loggers.TensorBoardLogger(run.parent.parent, "logs", 1)
     )
-    assert "WeightTrajectoryLogger failed and training goes on" in said[0]
-    assert re.search("NotADirectoryError|FileExistsError", said[0])
+    assert "WeightTrajectoryLogger keeps its snapshots in" in said[0]
+    assert "cannot be written to now: Not a directory" in said[0]
     assert all(
         torch.equal(a, b) for a, b in zip(plain.values(), trainer.lightning_module.state_dict().values(), strict=True)
     )
@@ -616,16 +616,6 @@ def test_two_ranks_agree_and_rank_zero_writes(fit, monitor):
     )
     assert times(snapshots(fit)) == [(-1, 0), (0, 1), (0, 2), (1, 3), (1, 4)]
     assert len(list(fit.logs.rglob("snapshots*.bin"))) == 1
-
-
-@pytest.mark.parametrize("kind", [FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy])
-def test_strategies_that_cut_weights_to_pieces_are_refused(kind):
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
-    # Lightning makes them on a GPU only, and one of them not without a package of its own.
-    trainer._accelerator_connector.strategy = kind.__new__(kind)
-    message = rf'needs whole weights, and {kind.__name__} .*strategy="ddp"'
-    with pytest.raises(MisconfigurationException, match=message):
-        logger().setup(trainer, Classifier(), "fit")
 
 
 # ---- misuse ----------------------------------------------------------------------------------------------------------

@@ -70,6 +70,12 @@ def drawn(sites, layers=None, *, steps=AT, **options):
     return figure
 
 
+@cache
+def usual(*names):
+    """For tests that only read it."""
+    return drawn(stack(*names))
+
+
 def panels(figure):
     return [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
 
@@ -96,7 +102,7 @@ TWELVE = [f"l{layer}{way}/{state}" for layer in range(3) for way in ("", "_rever
 
 def test_likeness_is_drawn_above_that_of_random_networks():
     found = findings()
-    axes = panels(drawn({"l0/hidden": found}))[0]
+    axes = panels(usual("l0/hidden"))[0]
     line, before = lines(axes, COLOURS[0], "-")[0], lines(axes, COLOURS[0], ":")[0]
     np.testing.assert_array_equal(line.get_xydata().T, found.curves["cka_untrained"])
     np.testing.assert_array_equal(before.get_xydata().T, found.curves["cka_previous"])
@@ -106,7 +112,7 @@ def test_likeness_is_drawn_above_that_of_random_networks():
 
 
 def test_legends_have_room_of_their_own_above_the_shares():
-    figure = drawn(stack("l0/hidden", "l0/memory"))
+    figure = usual("l0/hidden", "l0/memory")
     for axes in (panels(figure)[0], panels(figure)[3]):
         box = axes.get_legend().get_window_extent().transformed(axes.transData.inverted())
         assert box.y0 > 1
@@ -125,8 +131,8 @@ def test_limits_of_shares_are_the_same_at_all_looks(seed):
 
 
 def test_looks_are_compared_by_epoch():
-    found = findings(looks=4)
-    axes = panels(drawn({"l0/hidden": found}))[1]
+    found = findings()
+    axes = panels(usual("l0/hidden"))[1]
     np.testing.assert_array_equal(axes.get_images()[0].get_array(), found.matrix)
     assert axes.get_images()[0].origin == "lower"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["start", "0", "1", "2"]
@@ -184,7 +190,7 @@ def test_without_classes_dimensions_are_shown_step_by_step():
 
 def test_groups_are_drawn_at_their_steps_and_equal_ones_are_both_seen():
     sites = stack("l0/hidden", "l0/memory")
-    axes = panels(drawn(sites))[4]
+    axes = panels(usual("l0/hidden", "l0/memory"))[4]
     first, second = axes.get_lines()
     np.testing.assert_array_equal(
         first.get_xydata(), np.stack([AT[COLUMNS] + 1, sites["l0/hidden"].clusters.count[:-1]], 1)
@@ -195,7 +201,7 @@ def test_groups_are_drawn_at_their_steps_and_equal_ones_are_both_seen():
 
 def test_dimensions_are_cumulated_and_numbered():
     found = findings()
-    axes = panels(drawn({"l0/hidden": found}))[5]
+    axes = panels(usual("l0/hidden"))[5]
     spectrum = found.shape.spectrum
     np.testing.assert_allclose(
         lines(axes, COLOURS[0])[0].get_xydata(),

@@ -1,6 +1,7 @@
 """The pictures show the numbers they are given, in every situation, without a warning (warnings are errors here)."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -29,8 +30,9 @@ SNAPSHOTS, WEIGHTS = 13, 37
 GATES = ("reset", "update", "new")
 
 
+@cache
 def walk(snapshots=SNAPSHOTS, *, seed=0, most=500):
-    """A path that goes somewhere and wanders a little."""
+    """A path that goes somewhere and wanders a little; read only."""
     rng = np.random.default_rng(seed)
     weights = 3 + np.linspace(0, 2, snapshots)[:, None] * rng.normal(size=WEIGHTS)
     return weight_trajectory(path_steps(weights + 0.1 * rng.normal(size=weights.shape).cumsum(0), most=most))
@@ -46,6 +48,7 @@ def taken(snapshots=SNAPSHOTS, *, best=7, mode="min", values=None):
     return PathTimes(np.arange(-1, snapshots - 1), 5 * np.arange(snapshots), values, "val_loss", mode)
 
 
+@cache
 def embedded(path):
     return np.arange(len(path.distances)), phate_embedding(path.distances)
 
@@ -71,6 +74,19 @@ def whole_drawn(path, times, places=(), **options):
     return rendered(draw_weight_trajectory(path, embedded(path), places, times=times, title="epoch 3", **options))
 
 
+@cache
+def usual():
+    """For tests that only read it."""
+    return whole_drawn(walk(), taken())
+
+
+@cache
+def usual_cell():
+    """For tests that only read it."""
+    found = cell()
+    return found, cell_drawn(found, taken())
+
+
 def rendered(figure):
     """A figure is only known to be drawable once it is drawn."""
     figure.draw_without_rendering()
@@ -94,7 +110,7 @@ def marks(axes):
 
 def test_path_is_drawn_in_its_principal_components_to_scale():
     path = walk()
-    axes = panel(whole_drawn(path, taken()), "PCA")
+    axes = panel(usual(), "PCA")
     np.testing.assert_array_equal(axes.get_lines()[0].get_xydata(), path.components.scores[:, :2])
     assert axes.get_aspect() == 1.0
     share = path.components.explained
@@ -138,7 +154,7 @@ def test_colours_are_logarithmic_where_the_metric_falls_by_a_power_of_ten():
 
 
 def test_labels_name_epochs_and_arrows_show_the_direction():
-    axes = panel(whole_drawn(walk(), taken()), "PCA")
+    axes = panel(usual(), "PCA")
     names = [text.get_text() for text in axes.texts]
     assert names[-1] == str(SNAPSHOTS - 2)  # the last epoch, counted from 0
     assert [int(name) for name in names] == sorted(map(int, names))
@@ -158,7 +174,7 @@ def test_steps_name_snapshots_within_epochs():
 
 def test_numbers_over_time_are_those_of_the_path():
     path = walk()
-    figure = whole_drawn(path, taken())
+    figure = usual()
     distance = panel(figure, "distance from").get_lines()[0]
     np.testing.assert_array_equal(distance.get_xdata(), np.arange(-1, SNAPSHOTS - 1))
     np.testing.assert_allclose(distance.get_ydata(), 100 * path.from_start / path.steps.norms[0])
@@ -174,7 +190,7 @@ def test_numbers_over_time_are_those_of_the_path():
 
 def test_random_walk_is_drawn_beside():
     path = walk()
-    figure = whole_drawn(path, taken())
+    figure = usual()
     line = panel(figure, "a random walk").get_lines()[0]
     np.testing.assert_array_equal(line.get_xydata(), path.random.scores[:, :2])
     found = marks(panel(figure, "a random walk"))
@@ -196,7 +212,7 @@ def test_phate_of_a_thinned_path_names_its_snapshots_rightly():
 def test_phate_is_drawn_or_its_absence_explained():
     path = walk()
     chosen, found = embedded(path)
-    line = panel(whole_drawn(path, taken()), "PHATE").get_lines()[0]
+    line = panel(usual(), "PHATE").get_lines()[0]
     np.testing.assert_array_equal(line.get_xydata(), found.points)
     few = walk(4)
     assert any("PHATE needs at least 6" in words(axes) for axes in whole_drawn(few, taken(4)).axes)
@@ -263,8 +279,7 @@ def test_error_of_sketches_is_in_the_title():
 
 
 def test_each_gate_has_its_paths_and_its_colour():
-    found = cell()
-    figure = cell_drawn(found, taken())
+    found, figure = usual_cell()
     lines = {line.get_label(): line for line in panel(figure, "distance from").get_lines()}
     for gate in GATES:
         scores = panel(figure, f"{gate}: PCA").get_lines()[0].get_xydata()
@@ -275,8 +290,7 @@ def test_each_gate_has_its_paths_and_its_colour():
 
 
 def test_eigenvalues_are_drawn_over_the_looks_and_in_the_plane():
-    found = cell()
-    figure = cell_drawn(found, taken())
+    found, figure = usual_cell()
     axes = panel(figure, "recurrent eigenvalues")
     lines = {line.get_label(): line for line in axes.get_lines()}
     for number, gate in enumerate(GATES):
