@@ -15,7 +15,8 @@ def _alone_and_quiet():
     from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
     from threadpoolctl import threadpool_limits
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "pytorch_lightning"):  # whichever was imported last speaks for both
+        logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's and SciPy's too: threads that wait for each other slow small matrices down
     gc.freeze()  # what is imported by now stays; looking through it again and again took 8 % of what draws
