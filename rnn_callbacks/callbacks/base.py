@@ -31,6 +31,7 @@ from .schedule import Schedule
 from .summary import say_summary
 
 Observe = Literal["validation", "train"]
+FORMAT = 1  # of what is kept in checkpoints; another one is not read
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
@@ -159,13 +160,30 @@ class EpochCallback(pl.Callback, ABC):
         """The modules that are listened to, by name; none before a run and after it."""
         return dict(self._modules)
 
+    def distinction(self) -> dict[str, Any]:
+        """What tells callbacks of one class apart that watch the same modules; settings as YAML can say them."""
+        return {}
+
     @property
     def state_key(self) -> str:
-        """Tells apart several callbacks of one class that watch different modules."""
-        return self._generate_state_key(module=self.module, observe=self.observe)
+        """Tells apart several callbacks of one class."""
+        return self._generate_state_key(module=self.module, observe=self.observe, **self.distinction())
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # What tells two apart (a concept more) may be changed between two runs; what was seen goes on all the same.
+        states = checkpoint.get("callbacks", {})
+        if self.state_key not in states:
+            claimed = {callback.state_key for callback in everyone(trainer)}
+            kin = self._generate_state_key(module=self.module, observe=self.observe).removesuffix("}")
+            found = [key for key in states if isinstance(key, str) and key.startswith(kin) and key not in claimed]
+            if len(found) == 1:
+                states[self.state_key] = states[found[0]]
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "format": FORMAT,
             "looks": self._looks,
             "failed_looks": self._guard.failures,
             "said": sorted(self._guard.said),
@@ -173,10 +191,25 @@ class EpochCallback(pl.Callback, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._looks = int(state_dict.get("looks", 0))
-        self._guard.failures = int(state_dict.get("failed_looks", 0))
-        self._guard.said = set(state_dict.get("said", ()))
-        self.remember(state_dict.get("memory", {}))
+        written = state_dict.get("format", FORMAT)
+        try:
+            if written != FORMAT:
+                raise ValueError(f"its format is {written}, and {FORMAT} can be read")
+            memory = state_dict.get("memory", {})
+            if not isinstance(memory, dict):
+                raise TypeError(f"memory must be a dict, got {type(memory).__name__}")
+            self.remember(memory)
+            self._looks = int(state_dict.get("looks", 0))
+            self._guard.failures = int(state_dict.get("failed_looks", 0))
+            self._guard.said = set(state_dict.get("said", ()))
+        except Exception as error:
+            self.remember({})
+            self._guard.say(
+                "format",
+                f"{type(self).__name__}: what it had seen before this checkpoint cannot be read ({error!r}), perhaps "
+                "because another version of rnn_callbacks wrote it; the training is resumed, and its histories begin "
+                "anew.",
+            )
 
     # ---- before training -------------------------------------------------------------------------------------------
 
@@ -205,6 +238,7 @@ class EpochCallback(pl.Callback, ABC):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._find_modules(pl_module)
+        self._say_rivals(trainer)
         self._serve_monitors(trainer)
         self._schedule.share_with([callback._schedule for callback in everyone(trainer)])
         if self.listens and self._leads(trainer):
@@ -224,6 +258,19 @@ class EpochCallback(pl.Callback, ABC):
         if ours[-1] is self:  # all have found their modules, and Lightning has not logged hyperparameters yet
             with delivery(trainer, self._guard), on_host():
                 declare_headlines(trainer, pl_module, [tag for callback in ours for tag in callback.headlines()])
+
+    def _say_rivals(self, trainer: pl.Trainer) -> None:
+        """Two callbacks of one kind that would log different numbers under the same names."""
+        kin = [callback for callback in everyone(trainer) if type(callback) is type(self)]
+        for other in kin[: kin.index(self)]:
+            both = sorted(set(self._modules) & set(other._modules))
+            if both and other.distinction() == self.distinction():
+                title = type(self).__name__
+                self._guard.say(
+                    "rivals",
+                    f"{title}: another {title} watches {', '.join(both)} too, and both log under the same names; give "
+                    "them different modules.",
+                )
 
     def _serve_monitors(self, trainer: pl.Trainer) -> None:
         """Whoever stops or saves by one of our tags reads it at every epoch, and takes a missing one for an old one."""
@@ -507,11 +554,12 @@ class EpochCallback(pl.Callback, ABC):
         self._looks += 1
         seconds = time.perf_counter() - begin
         before, self._taken_seconds = self._taken_seconds, 0.0
+        own = self.noun if self._part == 1 else f"{self.noun}/part_{self._part}"
         scalars = {
             **report.scalars,
-            f"{self.noun}/failed_looks": float(self._guard.failures),
-            f"{self.noun}/seconds": before + seconds,
-            f"{self.noun}/overhead": self._schedule.overhead(before + seconds),
+            f"{own}/failed_looks": float(self._guard.failures),
+            f"{own}/seconds": before + seconds,
+            f"{own}/overhead": self._schedule.overhead(before + seconds),
         }
         place = Place(self._folder, self.noun, epoch, step, self._part)
         with undisturbed_rng():
@@ -522,7 +570,7 @@ class EpochCallback(pl.Callback, ABC):
             with undisturbed_rng():
                 publish_figures(trainer, report, place, self._guard)
             self._schedule.figures.add(time.perf_counter() - begin)
-        scalars[f"{self.noun}/failed_looks"] = float(self._guard.failures)  # those of its outlets too
+        scalars[f"{own}/failed_looks"] = float(self._guard.failures)  # those of its outlets too
         self._seen |= scalars
         return scalars
 

@@ -147,6 +147,9 @@ class FixedPointTracker(EpochCallback):
 
     # ---- what is remembered ----------------------------------------------------------------------------------------
 
+    def distinction(self) -> dict[str, Any]:
+        return {"contexts": sorted(map(str, self.contexts))} if isinstance(self.contexts, dict) else {}
+
     def remember(self, memory: dict[str, Any]) -> None:
         self._packed: dict[str, Any] = dict(memory.get("histories", {}))  # of the run that is resumed
         self._histories: dict[str, History] = {}

@@ -158,6 +158,9 @@ class ProbeTracker(EpochCallback):
 
     # ---- what is remembered ----------------------------------------------------------------------------------------
 
+    def distinction(self) -> dict[str, Any]:
+        return {"concepts": sorted(map(str, self.concepts))} if isinstance(self.concepts, dict) else {}
+
     def remember(self, memory: dict[str, Any]) -> None:
         self._courses: dict[Place, Course] = {
             place_of(key): Course(list(kept["epochs"]), [list(row) for row in kept["rows"]])

@@ -149,6 +149,9 @@ class RepresentationTracker(EpochCallback):
 
     # ---- what is remembered ----------------------------------------------------------------------------------------
 
+    def distinction(self) -> dict[str, Any]:
+        return {"concepts": sorted(map(str, self.concepts))} if isinstance(self.concepts, dict) else {}
+
     def remember(self, memory: dict[str, Any]) -> None:
         self._histories: dict[Site, SiteHistory] = {}
         for key, kept in memory.get("sites", {}).items():
