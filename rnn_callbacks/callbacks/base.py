@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, ClassVar, Literal, final
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
@@ -21,17 +19,19 @@ from .. import sinks
 from ..capture import Recorder
 from ..report import Report
 from ..tape import Tape
+from .checkpoint_state import adopt_state, kept_state, restore_state
+from .company import say_rivals, say_spacing, serve_monitors
 from .guard import Guard, check_choice, check_share, check_whole_number, find_modules, on_host, undisturbed_rng
+from .heard import Brought, bring, heard_here, join_heard, why_silent
 from .hparams_page import declare_headlines
 from .look import Look, logging_step
 from .outlets import Place, delivery, publish, publish_figures
 from .progress import shown
-from .ranks import agree, collect, join_tapes, own_share, without_equations
+from .ranks import agree, collect, own_share
 from .schedule import Schedule
 from .summary import say_summary
 
 Observe = Literal["validation", "train"]
-FORMAT = 1  # of what is kept in checkpoints; another one is not read
 SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
@@ -172,44 +172,14 @@ class EpochCallback(pl.Callback, ABC):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # What tells two apart (a concept more) may be changed between two runs; what was seen goes on all the same.
-        states = checkpoint.get("callbacks", {})
-        if self.state_key not in states:
-            claimed = {callback.state_key for callback in everyone(trainer)}
-            kin = self._generate_state_key(module=self.module, observe=self.observe).removesuffix("}")
-            found = [key for key in states if isinstance(key, str) and key.startswith(kin) and key not in claimed]
-            if len(found) == 1:
-                states[self.state_key] = states[found[0]]
+        kin = self._generate_state_key(module=self.module, observe=self.observe)
+        adopt_state(checkpoint, self.state_key, kin, claimed={callback.state_key for callback in everyone(trainer)})
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "looks": self._looks,
-            "failed_looks": self._guard.failures,
-            "said": sorted(self._guard.said),
-            "memory": self.memory(),
-        }
+        return kept_state(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        written = state_dict.get("format", FORMAT)
-        try:
-            if written != FORMAT:
-                raise ValueError(f"its format is {written}, and {FORMAT} can be read")
-            memory = state_dict.get("memory", {})
-            if not isinstance(memory, dict):
-                raise TypeError(f"memory must be a dict, got {type(memory).__name__}")
-            self.remember(memory)
-            self._looks = int(state_dict.get("looks", 0))
-            self._guard.failures = int(state_dict.get("failed_looks", 0))
-            self._guard.said = set(state_dict.get("said", ()))
-        except Exception as error:
-            self.remember({})
-            self._guard.say(
-                "format",
-                f"{type(self).__name__}: what it had seen before this checkpoint cannot be read ({error!r}), perhaps "
-                "because another version of rnn_callbacks wrote it; the training is resumed, and its histories begin "
-                "anew.",
-            )
+        restore_state(self, state_dict)
 
     # ---- before training -------------------------------------------------------------------------------------------
 
@@ -238,9 +208,10 @@ class EpochCallback(pl.Callback, ABC):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._find_modules(pl_module)
-        self._say_rivals(trainer)
-        self._serve_monitors(trainer)
-        self._schedule.share_with([callback._schedule for callback in everyone(trainer)])
+        ours = everyone(trainer)
+        say_rivals(self, ours)
+        serve_monitors(self, trainer)
+        self._schedule.share_with([callback._schedule for callback in ours])
         if self.listens and self._leads(trainer):
             peers = self._peers(trainer)
             for peer in peers:
@@ -254,36 +225,9 @@ class EpochCallback(pl.Callback, ABC):
             )
         with self._guard, undisturbed_rng(), on_host():
             self.prepare(trainer, pl_module)
-        ours = everyone(trainer)
         if ours[-1] is self:  # all have found their modules, and Lightning has not logged hyperparameters yet
             with delivery(trainer, self._guard), on_host():
                 declare_headlines(trainer, pl_module, [tag for callback in ours for tag in callback.headlines()])
-
-    def _say_rivals(self, trainer: pl.Trainer) -> None:
-        """Two callbacks of one kind that would log different numbers under the same names."""
-        kin = [callback for callback in everyone(trainer) if type(callback) is type(self)]
-        for other in kin[: kin.index(self)]:
-            both = sorted(set(self._modules) & set(other._modules))
-            if both and other.distinction() == self.distinction():
-                title = type(self).__name__
-                self._guard.say(
-                    "rivals",
-                    f"{title}: another {title} watches {', '.join(both)} too, and both log under the same names; give "
-                    "them different modules.",
-                )
-
-    def _serve_monitors(self, trainer: pl.Trainer) -> None:
-        """Whoever stops or saves by one of our tags reads it at every epoch, and takes a missing one for an old one."""
-        monitors = [getattr(callback, "monitor", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-        ours = [tag for tag in monitors if isinstance(tag, str) and tag.startswith(f"{self.noun}/")]
-        if ours and self.every_n_epochs is None:
-            self._schedule.every_n_epochs = 1
-        elif ours and self.every_n_epochs != 1:
-            self._guard.say(
-                "monitored",
-                f"{type(self).__name__}: {ours[0]} is monitored by another callback, but every_n_epochs="
-                f"{self.every_n_epochs} leaves epochs without it; write every_n_epochs=1.",
-            )
 
     def _check_settings(self) -> None:
         title = type(self).__name__
@@ -334,23 +278,6 @@ class EpochCallback(pl.Callback, ABC):
             self._part = 1 + [callback for callback in ours if callback.noun == self.noun].index(self)
 
     # ---- listening -------------------------------------------------------------------------------------------------
-
-    def _say_spacing(self, trainer: pl.Trainer) -> None:
-        """Once in a run, for all callbacks together: how rare looks have to be."""
-        ours = [c for c in everyone(trainer) if c._looks and c._schedule.every_n_epochs is None]
-        rare = {type(c).__name__: c._schedule.spacing for c in ours if c._schedule.spacing > 1}
-        if not rare or "spacing" in self._guard.said or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        self._guard.said.add("spacing")
-        left = (trainer.max_epochs or 0) - trainer.current_epoch
-        periods = ", ".join(
-            f"{name} {'not between' if 0 < left <= every else f'about every {every} epochs'}"
-            for name, every in rare.items()
-        )
-        rank_zero_info(
-            f"Looks are spaced out so that watching stays near {self.max_overhead:.0%} of the training time: after the "
-            f"first epoch and before the last one {periods}. every_n_epochs=1 looks at each, whatever it costs."
-        )
 
     def _listen(self, trainer: pl.Trainer) -> None:
         self._listened_in = trainer.current_epoch
@@ -408,8 +335,9 @@ class EpochCallback(pl.Callback, ABC):
             self._hand_over(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and everyone(trainer)[0] is self:
-            self._say_spacing(trainer)
+        ours = everyone(trainer)
+        if trainer.is_global_zero and ours[0] is self:
+            say_spacing(trainer, ours)
         if self.observe == "train":
             self._listen(trainer)
 
@@ -488,7 +416,7 @@ class EpochCallback(pl.Callback, ABC):
         """What rank zero sees in what all ranks heard; a fault that is to stop the training stops all of them."""
         scalars: dict[str, float] = {}
         fault: Exception | None = None
-        brought = collect(trainer, None if trainer.is_global_zero else self._bring(trainer))
+        brought = collect(trainer, None if trainer.is_global_zero else bring(self, self._shared_recorder(trainer)))
         if trainer.is_global_zero:
             try:
                 with shown(trainer, f"{type(self).__name__} looks"):
@@ -502,17 +430,6 @@ class EpochCallback(pl.Callback, ABC):
             raise RuntimeError(f"{type(self).__name__} failed on rank zero: {told}")
         return scalars
 
-    def _bring(self, trainer: pl.Trainer) -> _Brought:
-        recorder = self._shared_recorder(trainer)
-        tapes: dict[str, Tape] = {}
-        if recorder is not None and not self.takes_batches:
-            heard = recorder.tapes
-            tapes = without_equations({name: heard[name].head(self._share) for name in self._modules})
-        try:
-            return _Brought(tapes, self.heard())
-        except Exception as error:  # to be said by rank zero
-            return _Brought(tapes, None, repr(error))
-
     def _stop_listening(self, trainer: pl.Trainer) -> bool:
         """Whether anything was heard in the epoch that is over."""
         recorder = self._shared_recorder(trainer)
@@ -524,7 +441,7 @@ class EpochCallback(pl.Callback, ABC):
             heard &= self._due
         if not heard and self._due:
             self._guard.say(
-                "silent", f"{type(self).__name__} heard nothing: {', '.join(self._modules)} {_why_silent(recorder)}"
+                "silent", f"{type(self).__name__} heard nothing: {', '.join(self._modules)} {why_silent(recorder)}"
             )
         if self._leads(trainer):
             self._schedule.numbers.spent += recorder.seconds
@@ -537,7 +454,7 @@ class EpochCallback(pl.Callback, ABC):
         return ends or (steps > 0 and trainer.global_step >= steps) or trainer.should_stop
 
     def _look(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, brought: Sequence[_Brought] = (), *, last: bool
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, brought: Sequence[Brought] = (), *, last: bool
     ) -> dict[str, float]:
         """Analyse, publish all but the scalars, and return those; after a fault only what can still be said."""
         begin = time.perf_counter()
@@ -545,11 +462,8 @@ class EpochCallback(pl.Callback, ABC):
         report = Report({})
         self._fresh = False
         with self._guard, undisturbed_rng(), torch.no_grad(), on_host():
-            look = self._what_was_heard(trainer, pl_module, epoch, step)
-            if brought:
-                look = replace(look, tapes=join_tapes(look.tapes, [other.tapes for other in brought]))
-                self._join(brought)
-            report = self.analyse(look)
+            tapes = join_heard(self, heard_here(self, self._shared_recorder(trainer)), brought)
+            report = self.analyse(Look(trainer, pl_module, tapes, epoch, step))
             self._looked_in = epoch
         self._looks += 1
         seconds = time.perf_counter() - begin
@@ -573,30 +487,6 @@ class EpochCallback(pl.Callback, ABC):
         scalars[f"{own}/failed_looks"] = float(self._guard.failures)  # those of its outlets too
         self._seen |= scalars
         return scalars
-
-    def _join(self, brought: Sequence[_Brought]) -> None:
-        faults = [other.fault for other in brought if other.fault]
-        if faults:
-            with self._guard:
-                raise RuntimeError(f"another rank could not hand over what it heard: {faults[0]}")
-        self.join([other.heard for other in brought if not other.fault])
-
-    def _what_was_heard(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int, step: int) -> Look:
-        tapes: dict[str, Tape] = {}
-        recorder = self._shared_recorder(trainer)
-        if recorder is None:
-            return Look(trainer, pl_module, tapes, epoch, step)
-        heard, title = recorder.tapes, type(self).__name__
-        for name in self._modules:
-            if name in recorder.faults:
-                with self._guard:
-                    raise RuntimeError(f"listening to {name} failed") from recorder.faults[name]
-            elif recorder.sequences[name]:
-                if heard[name].calls:
-                    tapes[name] = heard[name].head(self._share)
-            elif "silent" not in self._guard.said:
-                self._guard.say(f"silent {name}", f"{title}: {name} is left out; it {_why_silent(recorder, name)}")
-        return Look(trainer, pl_module, tapes, epoch, step)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 
@@ -635,43 +525,6 @@ class EpochCallback(pl.Callback, ABC):
         self._modules = {}
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Brought:
-    """What a rank brings to rank zero."""
-
-    tapes: dict[str, Tape]
-    heard: Any
-    fault: str = ""
-
-
 def everyone(trainer: pl.Trainer) -> list[EpochCallback]:
     """The callbacks of this package in a run, in their order."""
     return [callback for callback in trainer.callbacks if isinstance(callback, EpochCallback)]  # type: ignore[attr-defined]
-
-
-def _why_silent(recorder: Recorder, name: str | None = None) -> str:
-    """Why nothing was heard of a module, or of any."""
-    if recorder.without_gradient if name is None else name in recorder.without_gradient:
-        return (
-            "ran, but without gradients (frozen with all below it, inside torch.no_grad() or in a reentrant "
-            "checkpoint; use_reentrant=False can be listened to)."
-        )
-    return "was not called."
-
-
-@final
-class Briefly:
-    """For what a callback does at every step: its time is counted, and a fault goes where faults of looks go."""
-
-    def __init__(self, owner: EpochCallback) -> None:
-        self._owner = owner
-
-    def __enter__(self) -> None:
-        self._begin = time.perf_counter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        self._owner._schedule.numbers.spent += time.perf_counter() - self._begin
-        return self._owner._guard.__exit__(kind, error, trace)

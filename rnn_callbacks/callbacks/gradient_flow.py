@@ -18,7 +18,8 @@ from ..capture import Recorder
 from ..report import Report
 from ..sinks import Layout
 from ..tape import Call
-from .base import Briefly, EpochCallback
+from .base import EpochCallback
+from .briefly import Briefly
 from .gradient_meter import StepMeter
 from .gradient_report import GradientReport
 from .look import Look, logging_step

@@ -20,7 +20,8 @@ from ..analysis.weight_trajectory import WeightTrajectory, weight_trajectory
 from ..report import Report
 from ..sinks import Layout
 from ..weight_snapshots import SnapshotFile
-from .base import Briefly, EpochCallback
+from .base import EpochCallback
+from .briefly import Briefly
 from .guard import check_choice, check_seed, check_size, check_whole_number
 from .look import Look, logging_step
 from .loss_plane import loss_plane
