@@ -95,8 +95,7 @@ class Schedule:
     @property
     def share(self) -> float:
         """Of the training time, what looking may take of it."""
-        sharing = [other for other in self._all if other is self or other._wish > 0]
-        return fair_shares(self.max_overhead, [other._wish for other in sharing])[sharing.index(self)]
+        return fair_shares(self.max_overhead, [other._wish for other in self._all])[self._all.index(self)]
 
     @property
     def _wish(self) -> float:
