@@ -85,7 +85,8 @@ def everything_after(trainer):
             state += [slot.clone() for slot in slots.values() if isinstance(slot, torch.Tensor)]
     state += [torch.get_rng_state(), torch.tensor(np.random.get_state()[1].astype(np.int64))]  # noqa: NPY002
     state.append(torch.tensor(random.getstate()[1], dtype=torch.int64))
-    facts = [(p.requires_grad, p.grad is None) for p in model.parameters()]
+    facts = [np.random.get_state()[2]]  # noqa: NPY002 (the state changes with every 624th number, the place in it with each)
+    facts += [(p.requires_grad, p.grad is None) for p in model.parameters()]
     facts += [m.training for m in model.modules()]
     facts += [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()]
     facts += [sorted(m.__dict__) for m in model.modules()]

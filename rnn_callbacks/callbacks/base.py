@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
@@ -24,7 +23,7 @@ from .company import say_rivals, say_spacing, serve_monitors
 from .guard import Guard, check_choice, check_share, check_whole_number, find_modules, on_host, undisturbed_rng
 from .heard import Brought, bring, heard_here, join_heard, why_silent
 from .hparams_page import declare_headlines
-from .look import Look, logging_step
+from .look import Look, logging_step, only_averages
 from .outlets import Place, delivery, publish, publish_figures
 from .progress import shown
 from .ranks import agree, collect, own_share
@@ -32,7 +31,8 @@ from .schedule import Schedule
 from .summary import say_summary
 
 Observe = Literal["validation", "train"]
-SHARDED = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
+# By name: those of `pytorch_lightning` are other classes.
+SHARDED = {"FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"}
 
 
 class EpochCallback(pl.Callback, ABC):
@@ -188,7 +188,7 @@ class EpochCallback(pl.Callback, ABC):
             return
         self._forget_run()
         self._check_settings()
-        if isinstance(trainer.strategy, SHARDED):
+        if any(kind.__name__ in SHARDED for kind in type(trainer.strategy).__mro__):
             raise MisconfigurationException(
                 f"{type(self).__name__} needs whole {self.needs_whole}, and {type(trainer.strategy).__name__} leaves "
                 'each process a part of them; train with strategy="ddp", or leave it out and look at the checkpoints '
@@ -203,7 +203,8 @@ class EpochCallback(pl.Callback, ABC):
         self._processes = trainer.world_size
         self._guard.silent = not trainer.is_global_zero
         # Modules may still be made: Lightning calls the model's own setup after this one.
-        if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):
+        late = ("configure_model", "setup")  # the parent is named, for a module of `pytorch_lightning` has another one
+        if not any(is_overridden(method, pl_module, pl.LightningModule) for method in late):
             self._find_modules(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -282,6 +283,8 @@ class EpochCallback(pl.Callback, ABC):
     def _listen(self, trainer: pl.Trainer) -> None:
         self._listened_in = trainer.current_epoch
         if self._recorder is None or (trainer.sanity_checking and not self.takes_batches):
+            return
+        if self.hears_gradients and only_averages(trainer):
             return
         peers, last = self._peers(trainer), self._is_last(trainer)
         for peer in peers:
@@ -405,9 +408,9 @@ class EpochCallback(pl.Callback, ABC):
         scalars = self._look_together(trainer, pl_module, last=last) if agree(trainer, due) else {}
         if scalars:
             begin = time.perf_counter()
-            if trainer.state.fn == "fit":
+            if trainer.state.fn == "fit" and not trainer.barebones:
                 pl_module.log_dict(scalars, on_step=False, on_epoch=True, sync_dist=trainer.world_size > 1)
-            else:  # a replay, in which Lightning's own log is not open at every hook
+            else:  # Lightning's own log is closed with barebones=True, and in a replay at some hooks
                 with delivery(trainer, self._guard):
                     sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=step)
             self._schedule.numbers.spent += time.perf_counter() - begin

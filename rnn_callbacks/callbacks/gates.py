@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, final
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from .base import EpochCallback, Observe
 from .gate_ablation import losses_without_gates
 from .importing import function_of
 from .look import Look
-from .rehearsed_loss import HeardBatch
+from .rehearsed_loss import HeardBatch, HeardBatches
 from .summary import headline_cells
 
 Phases = Callable[..., Any]
@@ -115,7 +116,7 @@ class GateMonitor(EpochCallback):
         self.ablate = ablate
         self._labels: dict[int, Tensor] = {}
         self._phase_fault: Exception | None = None
-        self._batches: list[HeardBatch] = []
+        self._batches = HeardBatches()
 
     def check(self, modules: dict[str, nn.Module]) -> None:
         if self.flags is not None and not isinstance(self.flags, dict):
@@ -151,7 +152,14 @@ class GateMonitor(EpochCallback):
             except Exception as fault:  # said once at the look, not at every batch
                 self._phase_fault = fault
         if self.ablate is not None:
-            self._batches.append(HeardBatch(batch, batch_idx, dataloader_idx))
+            self._batches.list.append(HeardBatch(batch, batch_idx, dataloader_idx))
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        with self._guard:
+            self._batches.keep_model(trainer, pl_module)
 
     def analyse(self, look: Look) -> Report:
         scalars: dict[str, float] = {}
@@ -189,8 +197,11 @@ class GateMonitor(EpochCallback):
                 if self.ablate is not None:
                     measured = [(cell, statistics) for cell, statistics, _ in found]
                     with self._guard:
-                        changes = losses_without_gates(look, name, measured, self._batches, self.ablate)
+                        changes = losses_without_gates(
+                            self._batches.of(look), name, measured, self._batches.list, self.ablate
+                        )
                         scalars |= {f"gates/{name}.{place}/ablation": change for place, change in changes.items()}
+        self._batches.clear()  # with a copy of the model, which nobody needs while training goes on
         return Report(scalars, arrays, histograms, texts, figures)
 
     def _measure(self, traces: Sequence[Trace]) -> tuple[GateStatistics, GatePhases | None]:

@@ -22,7 +22,7 @@ from .base import EpochCallback
 from .briefly import Briefly
 from .gradient_meter import StepMeter
 from .gradient_report import GradientReport
-from .look import Look, logging_step
+from .look import Look, logging_step, only_averages
 from .outlets import delivery
 from .own_gradients import OwnGradients
 from .summary import headline_cells
@@ -169,6 +169,10 @@ class GradientFlowMonitor(EpochCallback):
                     scalars = {f"gradient_flow/{tag}": v for tag, v in self._meter.scalars(norms).items()}
                     with delivery(trainer, self._guard):
                         sinks.log_scalars(trainer, scalars, epoch=trainer.current_epoch, step=int(norms.steps[-1]))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not only_averages(trainer):  # in which nothing is learned
+            super().on_train_epoch_end(trainer, pl_module)
 
     def _fetch(self) -> GradientNorms | None:
         """What was measured since the last time; the first gradient that is no number is named."""

@@ -187,7 +187,8 @@ def _clipping(trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[float
     """The norm to which Lightning will clip, and whether clipped gradients must be measured because nobody can know."""
     if not pl_module.automatic_optimization:  # clipped already, if at all
         return None, False
-    if is_overridden("configure_gradient_clipping", pl_module) or is_overridden("on_before_optimizer_step", pl_module):
+    own = ("configure_gradient_clipping", "on_before_optimizer_step")
+    if any(is_overridden(method, pl_module, pl.LightningModule) for method in own):  # or `pytorch_lightning`'s
         return None, True
     limit = trainer.gradient_clip_val
     if not limit:

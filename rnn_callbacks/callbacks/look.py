@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from ..rebuild import Trace, traces_by_cell
 from ..tape import Tape
@@ -40,6 +41,15 @@ def rehearsal(pl_module: pl.LightningModule) -> pl.LightningModule:
 
 def _say_nothing(*args: object, **options: object) -> None:
     """In place of a copy's ``log``."""
+
+
+def only_averages(trainer: pl.Trainer) -> bool:
+    """Whether this is the epoch after training in which `StochasticWeightAveraging` renews batch norms.
+
+    The weights are averages then, no step of training led to them, and no gradient comes back.
+    """
+    swa = [c for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging)]  # type: ignore[attr-defined]
+    return any(trainer.current_epoch > callback.swa_end for callback in swa)
 
 
 def logging_step(trainer: pl.Trainer) -> int:

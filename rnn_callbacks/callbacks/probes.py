@@ -31,7 +31,7 @@ from .concepts import ConceptLabels, NoLabelsError, read_source, read_sources
 from .look import Look
 from .probe_report import ProbeReport
 from .probe_settings import TYPES, check_settings
-from .rehearsed_loss import HeardBatch
+from .rehearsed_loss import HeardBatch, HeardBatches
 from .state_taking import ALONE, StateTaking
 from .summary import MOST_CELLS
 from .untrained import Place, UntrainedNetwork, place_of
@@ -173,7 +173,7 @@ class ProbeTracker(EpochCallback):
         self._classes = {name: np.array(known, dtype=np.int64) for name, known in memory.get("classes", {}).items()}
         self._labels = ConceptLabels({})
         self._inputs: dict[str, tuple[bytes, list[Probed]]] = {}
-        self._batches: list[HeardBatch] = []
+        self._batches = HeardBatches()
         self._told_by_another: tuple[str, ...] = ()
 
     def memory(self) -> dict[str, Any]:
@@ -227,7 +227,14 @@ class ProbeTracker(EpochCallback):
     def on_heard_batch(self, number: int, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         self._labels.hear(number, batch)
         if self.causal and self._taking.count < CAUSAL_SEQUENCES:
-            self._batches.append(HeardBatch(batch, batch_idx, dataloader_idx))
+            self._batches.list.append(HeardBatch(batch, batch_idx, dataloader_idx))
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        with self._guard:
+            self._batches.keep_model(trainer, pl_module)
 
     def on_taken_batch(self, tapes: dict[str, Tape], *, untrained: bool) -> None:
         if untrained:
@@ -251,7 +258,7 @@ class ProbeTracker(EpochCallback):
     def _forget_states(self) -> None:
         self._untrained.forget_states()
         self._taking.forget()
-        self._batches = []
+        self._batches.clear()
 
     # ---- looking ---------------------------------------------------------------------------------------------------
 
@@ -327,7 +334,9 @@ class ProbeTracker(EpochCallback):
         if self.causal:
             with self._guard:
                 cells_of = cells(self.watched[name])
-                found |= remove_concepts(look, name, cells_of, samples, found, self._batches, seed=self.seed)
+                found |= remove_concepts(
+                    self._batches.of(look), name, cells_of, samples, found, self._batches.list, seed=self.seed
+                )
         return found
 
     def _concepts(self, name: str, samples: StateSamples) -> list[Concept]:

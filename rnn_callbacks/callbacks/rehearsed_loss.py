@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+
+from .look import Look, rehearsal
 
 
 @final
@@ -18,6 +21,30 @@ class HeardBatch:
     batch: Any
     batch_idx: int
     dataloader_idx: int
+
+
+@final
+class HeardBatches:
+    """The first batches of a validation, and the model that read them: averaged weights may be gone before the look."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.list: list[HeardBatch] = []
+        self._model: pl.LightningModule | None = None
+
+    def __len__(self) -> int:
+        return len(self.list)
+
+    def keep_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """To be called before each batch; the first one's is kept."""
+        if len(self) == 1 and self._model is None and trainer.is_global_zero and not trainer.sanity_checking:
+            self._model = rehearsal(pl_module)
+
+    def of(self, look: Look) -> Look:
+        """The look at that model."""
+        return look if self._model is None else replace(look, pl_module=self._model)
 
 
 def validation_loss(
@@ -47,7 +74,7 @@ def validation_loss(
     losses: list[float] = []
     for heard in batches:
         logged.clear()
-        several = isinstance(trainer.val_dataloaders, (list, tuple)) and len(trainer.val_dataloaders) > 1
+        several = isinstance(trainer.val_dataloaders, (list, tuple, Mapping)) and len(trainer.val_dataloaders) > 1
         rest = (heard.dataloader_idx,) if several else ()
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             output = model.validation_step(heard.batch, heard.batch_idx, *rest)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, final
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -23,7 +22,7 @@ from ..weight_snapshots import SnapshotFile
 from .base import EpochCallback
 from .briefly import Briefly
 from .guard import check_choice, check_seed, check_size, check_whole_number
-from .look import Look, logging_step
+from .look import Look, logging_step, only_averages
 from .loss_plane import loss_plane
 from .path_metric import Mode, PathMetric
 from .rehearsed_loss import HeardBatch
@@ -270,7 +269,7 @@ class WeightTrajectoryLogger(EpochCallback):
             self._begin(trainer, pl_module, first=False)
         self._metric.end_epoch(trainer)
         self._say_missing_metric(trainer)
-        if self._weights is not None and not _averaged(trainer):
+        if self._weights is not None and not only_averages(trainer):
             with self._briefly, torch.no_grad():
                 now, entries = (trainer.current_epoch, logging_step(trainer)), self._weights.file.entries
                 if entries and (entries[-1].epoch, entries[-1].step) == now:  # taken before the run was resumed
@@ -422,15 +421,6 @@ class WeightTrajectoryLogger(EpochCallback):
                 "weight flags raised": chart(r"^weight_trajectory/.*/flags/(" + "|".join(RULES) + r")$"),
             }
         }
-
-
-def _averaged(trainer: pl.Trainer) -> bool:
-    """Whether this is the epoch after training in which `StochasticWeightAveraging` renews batch norms.
-
-    The weights are averages then, and no step of training led to them.
-    """
-    swa = [c for c in trainer.callbacks if isinstance(c, StochasticWeightAveraging)]  # type: ignore[attr-defined]
-    return any(trainer.current_epoch > callback.swa_end for callback in swa)
 
 
 def _expected_snapshots(trainer: pl.Trainer, every: int | None) -> int | None:

@@ -32,6 +32,7 @@ KNOWN = (
     RepresentationTracker,
     WeightTrajectoryLogger,
 )
+LISTS = ("callbacks", "callbacks+")  # with a plus, jsonargparse adds to those of the files before
 
 
 def replay_from_config(
@@ -122,7 +123,8 @@ def _build(facts: Mapping[str, Any], path: Path, model: str | None, data: str | 
             wanted[name] = section.get("init_args", {}) if given is not None and named else section
     if classes["model"] is None and "model" not in wanted:
         raise ValueError(f'{path} has no model: name it (model="package.module.Class", --model package.module.Class)')
-    wanted["trainer"] = {"callbacks": _our_callbacks((facts.get("trainer") or {}).get("callbacks"))}
+    told = facts.get("trainer") or {}
+    wanted["trainer"] = {"callbacks": [ours for key in LISTS for ours in _our_callbacks(told.get(key))]}
     with quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # there may be a command line: ours
         warnings.simplefilter("ignore", DeprecationWarning)  # Lightning's own use of jsonargparse

@@ -366,6 +366,7 @@ def test_updates_are_those_of_the_latest_batch_that_trained_a_parameter(fit):
         assert 0 < report.scalars[f"gradient_flow/parameters/{name}/update_ratio"] < 1
 
 
+@pytest.mark.filterwarnings("ignore:GradientFlowMonitor. another GradientFlowMonitor watches encoder.rnn too")
 def test_two_monitors_log_each_step_once(fit):
     fit(monitor(module="encoder.rnn"), monitor(module=["encoder.rnn"]), max_epochs=1)
     assert [event.step for event in events(fit).Scalars(NORM)] == [0, 1, 2, 2]  # the look follows the last step
