@@ -10,7 +10,8 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m examples.digits
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	# Asserts are told in full only to those that failed: rewriting all of them takes longer than collecting the tests.
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --assert=plain || { $(BIN)/python -m pytest --last-failed; exit 1; }
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks

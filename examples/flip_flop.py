@@ -10,10 +10,8 @@ from the root of the repository; ``--cell lstm`` or ``rnn`` to compare. With Lig
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rnn_callbacks import FixedPointTracker
 from rnn_callbacks.report import Report, load
+
+from ._quiet import quiet
 
 BITS = 3
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -104,14 +104,6 @@ def first_pulses(batch: Batch) -> Tensor:
     return batch[0][:1, :1]
 
 
-def quiet() -> None:
-    """Keep Lightning's hints about hardware and workers out of a demonstration."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter.*")
-
-
 def main(arguments: list[str] | None = None) -> pl.Trainer:
     """Train, follow the fixed points, and compare them with what is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,7 +112,7 @@ def main(arguments: list[str] | None = None) -> pl.Trainer:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--logs", default=".", help="folder for lightning_logs")
     options = parser.parse_args(arguments)
-    quiet()
+    quiet(summary=False)
     pl.seed_everything(0, verbose=False)
     print(f"A {options.cell.upper()} learns to store three bits, in {options.epochs} epochs ...")
     tracker = FixedPointTracker(labels=content, basins=True, every_n_epochs=1, figure_every_n_epochs=1)
@@ -167,7 +159,7 @@ def command_line(arguments: list[str]) -> None:
     """The same by YAML: ``fit --config configs/flip_flop.yaml`` (needs the extra ``cli``)."""
     from lightning.pytorch.cli import LightningCLI
 
-    quiet()
+    quiet(summary=True)
     LightningCLI(Memory, Pulses, args=arguments)
 
 

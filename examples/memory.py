@@ -11,10 +11,8 @@ Lightning's command line: ``python -m examples.memory fit --config configs/memor
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,6 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rnn_callbacks import GradientFlowMonitor
 from rnn_callbacks.report import SavedReport, load
+
+from ._quiet import quiet
 
 STEPS = 60
 NO_MEMORY = 1 / 6  # error of always guessing the mean: twice the variance of a uniform number
@@ -92,14 +92,6 @@ class Sums(pl.LightningDataModule):
         return DataLoader(self.held, 512)
 
 
-def quiet() -> None:
-    """Keep Lightning's hints about hardware and workers out of a demonstration."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter.*")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Train one after the other, and say who learned to add and how far back its gradient reached."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sequences", type=int, default=4096)
     parser.add_argument("--logs", default=".", help="folder for lightning_logs")
     options = parser.parse_args(arguments)
-    quiet()
+    quiet(summary=False)
     rows = []
     for cell in options.cells:
         print(f"{cell} learns to add two of {STEPS} numbers, in {options.epochs} epochs ...")
@@ -153,7 +145,7 @@ def command_line(arguments: list[str]) -> None:
     """The same by YAML: ``fit --config configs/memory.yaml`` (needs the extra ``cli``)."""
     from lightning.pytorch.cli import LightningCLI
 
-    quiet()
+    quiet(summary=True)
     LightningCLI(Adder, Sums, args=arguments)
 
 

@@ -12,11 +12,13 @@ def _alone_and_quiet():
     """One thread, no hints of Lightning's, and two of its look-ups at which it repeats itself made short."""
     import torch
     from lightning.fabric.utilities import registry
+    from lightning.fabric.utilities.rank_zero import rank_zero_module
     from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
     from threadpoolctl import threadpool_limits
 
-    for name in ("lightning.pytorch", "pytorch_lightning"):  # whichever was imported last speaks for both
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Whichever of the two packages was imported last speaks for both; the other one is by some tests.
+    rank_zero_module.log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     torch.set_num_threads(1)
     threadpool_limits(1)  # NumPy's and SciPy's too: threads that wait for each other slow small matrices down
     gc.freeze()  # what is imported by now stays; looking through it again and again took 8 % of what draws

@@ -1,6 +1,7 @@
 """The examples in a small size, run as a user runs them."""
 
 import re
+import runpy
 import sys
 from functools import partial
 from pathlib import Path
@@ -30,20 +31,6 @@ def test_digits_trains_and_tells_what_was_seen(cell, tmp_path, capsys, monkeypat
     assert {load(str(path)).epoch for path in files} >= {0, 2}
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LightningCLI's own use of jsonargparse
-def test_digits_runs_from_its_yaml(tmp_path, monkeypatch):
-    pytest.importorskip("jsonargparse")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setattr(sys, "argv", ["digits"])
-    small = ["--trainer.max_epochs=2", "--data.images=200", "--trainer.enable_progress_bar=false"]
-    digits.command_line(["fit", "--config", str(ROOT / "configs" / "digits.yaml"), *small])
-    (path,) = tmp_path.rglob("gates/*.npz")
-    report = load(str(path)).report
-    assert report.scalars["gates/reader.l0/flags/update_mean_below"] == 0
-    assert "gates/reader.l0/update/phase_eta_squared" in report.scalars
-
-
 def test_flip_flop_finds_what_is_known(tmp_path, capsys, monkeypatch):
     def sparing(**asked):
         assert asked["every_n_epochs"] == asked["figure_every_n_epochs"] == 1  # which takes a test too long
@@ -57,21 +44,6 @@ def test_flip_flop_finds_what_is_known(tmp_path, capsys, monkeypatch):
     assert "=> as known" in said
     assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
     assert len(list(Path(trainer.log_dir, "rnn_callbacks", "fixed_points", "figures").glob("*.png"))) == 2
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LightningCLI's own use of jsonargparse
-def test_flip_flop_runs_from_its_yaml(tmp_path, monkeypatch):
-    pytest.importorskip("jsonargparse")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setattr(sys, "argv", ["flip_flop"])
-    small = ["--trainer.max_epochs=2", "--data.sequences=128", "--trainer.enable_progress_bar=false"]
-    flip_flop.command_line(["fit", "--config", str(ROOT / "configs" / "flip_flop.yaml"), *small])
-    (path,) = tmp_path.rglob("*.npz")
-    arrays = load(str(path)).report.arrays
-    assert arrays["fixed_points/store/first_bit_up/inputs"].tolist() == [1, 0, 0]
-    assert set(abs(arrays["fixed_points/store/first_pulses/inputs"])) == {1.0}  # every bit is set at the first step
-    assert "fixed_points/store/silence/basin_shares" in arrays
 
 
 def test_memory_tells_who_reaches_far_back(tmp_path, capsys):
@@ -92,16 +64,53 @@ def test_the_adding_problem_is_as_it_is_described():
     assert sums.var().item() == pytest.approx(memory.NO_MEMORY, rel=0.1)  # of 997 samples
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LightningCLI's own use of jsonargparse
-def test_memory_runs_from_its_yaml(tmp_path, monkeypatch):
-    pytest.importorskip("jsonargparse")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setattr(sys, "argv", ["memory"])
-    small = ["--trainer.max_epochs=2", "--data.sequences=128", "--trainer.enable_progress_bar=false"]
-    memory.command_line(["fit", "--config", str(ROOT / "configs" / "memory.yaml"), *small])
-    paths = list(tmp_path.rglob("*.npz"))
-    assert len(paths) == 2
-    report = load(str(paths[-1])).report
+# ---- by Lightning's command line -------------------------------------------------------------------------------------
+
+
+def digits_was_watched(run):
+    (look,) = run.rglob("gates/*.npz")
+    report = load(str(look)).report
+    assert report.scalars["gates/reader.l0/flags/update_mean_below"] == 0
+    assert "gates/reader.l0/update/phase_eta_squared" in report.scalars
+
+
+def flip_flop_was_watched(run):
+    (look,) = run.rglob("*.npz")
+    arrays = load(str(look)).report.arrays
+    assert arrays["fixed_points/store/first_bit_up/inputs"].tolist() == [1, 0, 0]
+    assert set(abs(arrays["fixed_points/store/first_pulses/inputs"])) == {1.0}  # every bit is set at the first step
+    assert "fixed_points/store/silence/basin_shares" in arrays
+
+
+def memory_was_watched(run):
+    looks = list(run.rglob("*.npz"))
+    assert len(looks) == 2
+    report = load(str(looks[-1])).report
     assert "gradient_flow/total/flags/clipped" not in report.scalars  # switched off there
     assert report.scalars["gradient_flow/reader.l0/gradient_error"] < 1e-4
+
+
+SMALL = {
+    "digits": ("--data.images=200", digits_was_watched),
+    "flip_flop": ("--data.sequences=128", flip_flop_was_watched),
+    "memory": ("--data.sequences=128", memory_was_watched),
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "examples").glob("[a-z]*.py")))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # LightningCLI's own use of jsonargparse
+def test_an_example_runs_from_its_yaml(name, tmp_path, monkeypatch):
+    """As ``python -m examples.<name> fit --config configs/<name>.yaml``, in a small size."""
+    pytest.importorskip("jsonargparse")
+    assert name in SMALL, f"say in SMALL how {name} is made small, and what is to be seen then"
+    small, was_watched = SMALL[name]
+    config = ROOT / "configs" / f"{name}.yaml"
+    assert config.read_text().startswith(f"# python -m examples.{name} fit --config configs/{name}.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # which Lightning leaves behind
+    monkeypatch.delitem(sys.modules, f"examples.{name}", raising=False)  # or runpy warns of a second one
+    short = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", small]
+    monkeypatch.setattr(sys, "argv", [name, "fit", "--config", str(config), *short])
+    runpy.run_module(f"examples.{name}", run_name="__main__", alter_sys=True)
+    was_watched(tmp_path)

@@ -870,6 +870,14 @@ def test_a_configuration_with_classes_needs_no_names(cli_run, tmp_path, caplog):
     assert path_of(tmp_path / "new") == [(1, 4)]
 
 
+def test_callbacks_that_a_configuration_adds_are_understood(cli_run, tmp_path):
+    added = SETTINGS["trainer"] | {"callbacks": [GATES], "callbacks+": [PATH, {"class_path": "EarlyStopping"}]}
+    (tmp_path / "added.yaml").write_text(yaml.safe_dump(SETTINGS | {"trainer": added}))
+    by_config(tmp_path / "added.yaml", cli_run / "checkpoints", folder=tmp_path / "new", **HERE)
+    made = sorted(path.name for path in (tmp_path / "new" / "rnn_callbacks").iterdir())
+    assert made == ["gates", "weight_trajectory"]
+
+
 def test_the_trainer_of_a_configuration_is_not_needed(cli_run, tmp_path):
     gates = {"class_path": "GateMonitor", "init_args": {"figure_every_n_epochs": 99, "max_sequences": 11}}
     trainer = {

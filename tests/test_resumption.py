@@ -1,6 +1,7 @@
 """A run that goes on from a checkpoint sees what it would have seen without the break, whichever callback looks."""
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -97,13 +98,17 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.mark.parametrize("callback", CALLBACKS, ids=lambda callback: callback.__name__)
 @pytest.mark.parametrize(("stopped", "epoch"), [("end", 2), ("end", 3), ("within", 2), ("within", 3)])
 def test_a_resumed_run_sees_what_it_would_have_seen(runs, callback, stopped, epoch):
-    before, after = (runs[name][callback.noun, epoch].scalars for name in ("straight", stopped))
+    one, other = (runs[name][callback.noun, epoch] for name in ("straight", stopped))
+    before, after = one.scalars, other.scalars
     assert len(before) > 5
     assert set(before) == set(after)
+    assert set(one.arrays) == set(other.arrays)
     if (stopped, epoch) == ("within", 2) and callback.hears_gradients:
         return  # of the epoch in which it was stopped it heard the rest
     different = {tag for tag in before if before[tag] != after[tag] and not tag.endswith(COSTS)}
     assert not different
+    for name, array in one.arrays.items():
+        np.testing.assert_array_equal(other.arrays[name], array, err_msg=name)
 
 
 # ---- what is in a checkpoint -----------------------------------------------------------------------------------------

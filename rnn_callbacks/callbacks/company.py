@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
+from .schedule import NEVER
+
 if TYPE_CHECKING:  # which calls this
     from .base import EpochCallback
 
@@ -50,11 +52,11 @@ def say_spacing(trainer: pl.Trainer, callbacks: Sequence[EpochCallback]) -> None
     said.add("spacing")
     left = (trainer.max_epochs or 0) - trainer.current_epoch
     periods = ", ".join(
-        f"{name} {'not between' if 0 < left <= every else f'about every {every} epochs'}"
+        f"{name} {'not' if every >= NEVER or 0 < left <= every else f'about every {every} epochs'}"
         for name, every in rare.items()
     )
     share = max(callback.max_overhead for callback in free)
     rank_zero_info(
         f"Looks are spaced out so that watching stays near {share:.0%} of the training time: after the first epoch and "
-        f"before the last one {periods}. every_n_epochs=1 looks at each, whatever it costs."
+        f"before the last one {periods}; every_n_epochs=1 looks at each, whatever it costs."
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 NUMBERS, PICTURES = 0.35, 0.5  # of a callback's share of the time; the first and the last look need the rest
+NEVER = 10**6  # epochs
 
 
 def fair_shares(whole: float, wishes: Sequence[float]) -> list[float]:
@@ -29,15 +30,22 @@ class _Cost:
     """Seconds spent on one kind of work, and what the next piece of it may take."""
 
     spent: float = 0.0
+    pieces: float = 0.0  # of it; the rest was spent between them
     free: float = 0.0  # the first piece warms up caches and is always due: a short run has its budget for the rest
     expected: float | None = None
 
     def add(self, seconds: float) -> None:
         self.spent += seconds
+        self.pieces += seconds
         if self.expected is None:
             self.free, self.expected = seconds, seconds
         else:
             self.expected = max(seconds, self.expected / 2)  # what an unusually dear piece took is soon forgotten
+
+    @property
+    def between(self) -> float:
+        """Seconds spent between pieces: on listening, or at every step."""
+        return self.spent - self.pieces
 
     def fits(self, budget: float) -> bool:
         # The first piece says little about the second, so the second only needs half of it.
@@ -102,7 +110,7 @@ class Schedule:
         """The share that looks and pictures at every epoch would take; infinite before the first."""
         costs = [(self.every_n_epochs, self.numbers, NUMBERS), (self.figure_every_n_epochs, self.figures, PICTURES)]
         wishes = [
-            math.inf if cost.expected is None else cost.expected / part
+            math.inf if cost.expected is None else (cost.expected + cost.between / self._epochs) / part
             for period, cost, part in costs
             if period is None
         ]
@@ -132,7 +140,8 @@ class Schedule:
 
     @property
     def spacing(self) -> int:
-        """About how many epochs lie between looks, as far as is known by now."""
+        """About how many epochs lie between looks, as far as is known; `NEVER` where there is no time for any."""
         if self.every_n_epochs is not None:
             return self.every_n_epochs
-        return max(1, round((self.numbers.expected or 0.0) / (NUMBERS * self.share * self._epoch_seconds)))
+        left = NUMBERS * self.share * self._epoch_seconds - self.numbers.between / self._epochs  # of each epoch
+        return max(1, min(round((self.numbers.expected or 0.0) / left), NEVER)) if left > 0 else NEVER

@@ -9,7 +9,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -455,19 +454,6 @@ def test_other_precisions_are_watched(fit, precision):
     error = trainer.callback_metrics["gates/encoder.rnn.l1/rebuild_error"]
     assert error < (1e-12 if precision == "64-true" else 3e-2)
     assert 0 < trainer.callback_metrics["gates/encoder.rnn.l1/update/mean"] < 1
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
-def test_two_ranks_agree_and_write_one_file_per_look(fit):
-    class Check(pl.Callback):
-        def on_train_end(self, trainer, pl_module):
-            mine = trainer.callback_metrics[TAG]
-            assert mine == trainer.strategy.broadcast(mine, src=0)
-
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
-    stop = EarlyStopping(TAG, mode="max", patience=1, min_delta=10.0)
-    fit(monitor(), stop, Check(), strategy=strategy, devices=2, max_epochs=5)
-    assert [epoch for epoch, _ in places(fit)] == [0, 1]
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

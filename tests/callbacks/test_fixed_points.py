@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -265,21 +263,6 @@ MISUSE = {
 def test_wrong_settings_are_refused_before_training(fit, settings, message):
     with pytest.raises(MisconfigurationException, match=re.escape(message)):
         fit(tracker(**settings))
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
-def test_two_ranks_agree_and_rank_zero_searches(fit):
-    tag = "fixed_points/encoder.rnn/second/drift"
-
-    class Check(pl.Callback):
-        def on_train_end(self, trainer, pl_module):
-            mine = trainer.callback_metrics[tag]
-            assert mine == trainer.strategy.broadcast(mine, src=0)
-
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
-    watcher = tracker(contexts={"zero": "zero", "second": second_sequence})
-    fit(watcher, EarlyStopping(tag, patience=1, min_delta=10.0), Check(), strategy=strategy, devices=2, max_epochs=4)
-    assert len(reports(fit)) == 2  # one file per look; stopped on both ranks by a number that only one of them measured
 
 
 # ---- modules without an answer ---------------------------------------------------------------------------------------

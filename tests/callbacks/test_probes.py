@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -725,32 +724,6 @@ def assert_same_life(straight, resumed):
         assert resumed.arrays[tag] == pytest.approx(array, rel=1e-6, abs=1e-9), tag
 
 
-def test_a_resumed_run_tells_the_same_life(fit, tmp_path):
-    def part(**options):
-        torch.manual_seed(1)
-        watcher = tracker(concepts={"target": 1, "sum": running_sum, "sign": first_sign})
-        model = Classifier("lstm", layers=2)
-        return fit(watcher, model=model, train=loader(), validate=many(), **options), watcher
-
-    _, whole = part(max_epochs=4)
-    straight = reports(fit)
-    half, _ = part(max_epochs=2)
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    torch.load(tmp_path / "half.ckpt", weights_only=True)
-    _, rest = part(max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
-    assert epochs(fit) == [2, 3]
-    for before, after in zip(straight[2:], reports(fit), strict=True):
-        assert_same_life(before, after)
-    one, other = whole.state_dict()["memory"], rest.state_dict()["memory"]
-    assert one["classes"] == other["classes"]
-    assert one["classes"]["target"] == [0, 1]
-    assert one["steps"] == other["steps"] == {"encoder.rnn": [0, 3, 6]}
-    assert one["untrained"].keys() == other["untrained"].keys()
-    for place, course in one["courses"].items():
-        assert course["epochs"] == other["courses"][place]["epochs"] == [0, 1, 2, 3]
-        assert np.array(other["courses"][place]["rows"]) == pytest.approx(np.array(course["rows"]), nan_ok=True)
-
-
 def test_a_run_resumed_from_a_checkpoint_without_a_tracker_says_so_and_leaves_the_untrained_out(fit, tmp_path):
     fit(max_epochs=1).save_checkpoint(tmp_path / "one.ckpt")
     said = said_in(lambda: fit(tracker(), max_epochs=3, ckpt_path=tmp_path / "one.ckpt"))
@@ -787,23 +760,6 @@ def test_one_tracker_can_watch_two_runs_and_begins_anew(fit):
     for first, second in zip(reports(fit), again, strict=True):
         assert_same_life(first, second)
     assert {key.split("|")[1] for key in watcher.state_dict()["memory"]["courses"]} == {"l0/hidden"}
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
-def test_two_ranks_agree_and_all_sequences_are_probed(fit):
-    tag = f"{CONCEPT}/v_information"
-
-    class Check(pl.Callback):
-        def on_train_end(self, trainer, pl_module):
-            mine = numbers(trainer.callback_metrics, "probes")
-            assert len(mine) > 10
-            assert mine == trainer.strategy.broadcast(mine, src=0)
-
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
-    stop = EarlyStopping(tag, mode="max", patience=1, min_delta=10.0)
-    fit(tracker(), stop, Check(), validate=many(), strategy=strategy, devices=2, max_epochs=5)
-    assert epochs(fit) == [0, 1]
-    assert reports(fit)[0].scalars["probes/sequences"] == MANY  # those of both
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

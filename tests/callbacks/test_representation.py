@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -488,36 +486,6 @@ def test_labels_for_other_steps_than_the_layers_are_said(fit):
 FLAGS = {"lazy": 0.999}  # so that none is raised
 
 
-def test_a_resumed_run_tells_the_same_life(fit, tmp_path):
-    def part(**options):
-        torch.manual_seed(1)
-        watcher = tracker(concepts={"target": 1, "sum": running_sum, "sign": first_sign}, embedding="pca", flags=FLAGS)
-        return fit(watcher, model=Classifier("lstm", layers=2), train=loader(), validate=many(), **options), watcher
-
-    _, whole = part(max_epochs=3)
-    straight = reports(fit)
-    half, _ = part(max_epochs=1)
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    torch.load(tmp_path / "half.ckpt", weights_only=True)
-    _, rest = part(max_epochs=3, ckpt_path=tmp_path / "half.ckpt")
-    assert [look.epoch for look in looks(fit)] == [1, 2]
-    for before, after in zip(straight[1:], reports(fit), strict=True):
-        assert numbers(after.scalars) == pytest.approx(numbers(before.scalars), rel=1e-6, abs=1e-9)
-        assert before.arrays.keys() == after.arrays.keys()
-        for tag, array in before.arrays.items():
-            if array.dtype.kind not in "US":  # the names of the models
-                assert after.arrays[tag] == pytest.approx(array, rel=1e-6, abs=1e-9), tag
-    assert after.arrays[f"{SITE}/cka_epochs"].tolist() == [-1, 0, 1, 2]
-    one, other = whole.state_dict()["memory"], rest.state_dict()["memory"]
-    assert other["classes"] == one["classes"] == {"target": [0, 1], "sum": [], "sign": [0, 1]}
-    assert one["audience"] == other["audience"] is not None
-    for site, kept in one["sites"].items():
-        assert [row["epoch"] for row in other["sites"][site]["curves"]] == [0, 1, 2]
-        assert list(other["sites"][site]["scenes"]) == list(kept["scenes"]) == ["-1", "0", "1", "2"]
-        for row, known in zip(other["sites"][site]["curves"], kept["curves"], strict=True):
-            assert row == pytest.approx(known)
-
-
 def test_a_run_that_goes_on_with_other_sequences_says_so_and_compares_nothing(fit, tmp_path):
     fit(tracker(), validate=many(), max_epochs=1).save_checkpoint(tmp_path / "one.ckpt")
     others = loader(MANY, 16, seed=2)
@@ -564,21 +532,6 @@ def test_one_tracker_can_watch_two_runs_and_begins_anew(fit):
     fit(tracker(), model=model)
     for first, second in zip(reports(fit), again, strict=True):
         assert numbers(first.scalars) == numbers(second.scalars)
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
-def test_two_ranks_agree_and_all_sequences_are_looked_at(fit):
-    class Check(pl.Callback):
-        def on_train_end(self, trainer, pl_module):
-            mine = numbers(trainer.callback_metrics)
-            assert len(mine) > 10
-            assert mine == trainer.strategy.broadcast(mine, src=0)
-
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
-    stop = EarlyStopping(f"{SITE}/cka_untrained", mode="max", patience=1, min_delta=10.0)
-    fit(tracker(), stop, Check(), validate=many(), strategy=strategy, devices=2, max_epochs=5)
-    assert [look.epoch for look in looks(fit)] == [0, 1]
-    assert reports(fit)[0].scalars["representation/sequences"] == MANY  # those of both
 
 
 # ---- attention, pictures, overhead -----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 import pytest
 
-from rnn_callbacks.callbacks.schedule import Schedule, fair_shares
+from rnn_callbacks.callbacks.schedule import NEVER, Schedule, fair_shares
 
 
 class Clock:
@@ -126,6 +126,22 @@ def test_what_a_cheap_one_does_not_need_goes_to_the_dear_one():
     )
     assert beside_cheap == pytest.approx(alone, rel=0.02)
     assert beside_dear == pytest.approx(alone / 2, rel=0.1)
+
+
+def test_what_is_spent_at_every_step_leaves_less_for_looks_and_the_spacing_says_so():
+    clock = Clock()
+    schedule = Schedule(None, None, 0.05, clock)
+    clock.now += 10.0
+    schedule.look_is_due(0, last=False)
+    schedule.numbers.add(0.35)
+    clock.now += 0.35
+    assert schedule.spacing == 2  # 1.75 % of 10 s are half of it
+    schedule.numbers.spent += 0.12
+    clock.now += 0.12
+    assert schedule.spacing == 6
+    schedule.numbers.spent += 0.1
+    clock.now += 0.1
+    assert schedule.spacing == NEVER
 
 
 def test_one_with_fixed_periods_takes_nothing_from_the_budget():
