@@ -9,8 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.digits
 
+# A thread for each of the tests' processes: two that each take all cores wait for each other. Asserts are told in full
+# only for tests that failed: rewriting all of them takes longer than collecting the tests.
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.installed-test
-	# Asserts are told in full only to those that failed: rewriting all of them takes longer than collecting the tests.
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --assert=plain || { $(BIN)/python -m pytest --last-failed; exit 1; }
 
 bench: $(VENV)/.installed-test

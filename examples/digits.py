@@ -118,9 +118,9 @@ def main(arguments: list[str] | None = None) -> pl.Trainer:
         # So short a training may spend more of its time on being watched than the default of 5 %. The story below says
         # what a summary would, in the terms of this task.
         callbacks=[
-            GateMonitor(phases=part_of_image, max_sequences=360, max_overhead=0.3, summary=False),
-            ProbeTracker(concepts={"digit": 1, "ink": ink_so_far}, max_overhead=0.3, summary=False),
-            WeightTrajectoryLogger(max_overhead=0.3, summary=False),
+            GateMonitor(phases=part_of_image, max_sequences=360, max_overhead=0.2, summary=False),
+            ProbeTracker(concepts={"digit": 1, "ink": ink_so_far}, max_overhead=0.2, summary=False),
+            WeightTrajectoryLogger(max_overhead=0.2, summary=False),
         ],
         enable_model_summary=False,
         log_every_n_steps=10,
