@@ -49,8 +49,10 @@ def say_spacing(trainer: pl.Trainer, callbacks: Sequence[EpochCallback]) -> None
     rare = {type(callback).__name__: callback._schedule.spacing for callback in free if callback._schedule.spacing > 1}
     if not rare or "spacing" in said or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
-    said.add("spacing")
     left = (trainer.max_epochs or 0) - trainer.current_epoch
+    if left == 1:  # the epoch that begins is the last one, and looked at
+        return
+    said.add("spacing")
     periods = ", ".join(
         f"{name} {'not' if every >= NEVER or 0 < left <= every else f'about every {every} epochs'}"
         for name, every in rare.items()
