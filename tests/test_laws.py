@@ -329,6 +329,7 @@ MISUSE = {
     "more than all the time": ({"max_overhead": 5}, {}, "max_overhead must be a share"),
     "true is no number": ({"max_overhead": True}, {}, "max_overhead must be a share"),
     "unknown observation": ({"observe": "test"}, {}, "observe must be one of 'validation', 'train', got 'test'"),
+    "half a summary": ({"summary": "yes"}, {}, "summary must be one of True, False, got 'yes'"),
     "unknown reaction": ({"on_error": "ignore"}, {}, "on_error must be one of 'warn', 'raise', got 'ignore'"),
 }
 

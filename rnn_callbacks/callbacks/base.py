@@ -234,6 +234,7 @@ class EpochCallback(pl.Callback, ABC):
         title = type(self).__name__
         check_choice(title, "observe", self.observe, ("validation", "train"))
         check_choice(title, "on_error", self.on_error, ("warn", "raise"))
+        check_choice(title, "summary", self.summary, (True, False))
         check_whole_number(title, "every_n_epochs", self.every_n_epochs, optional=True)
         check_whole_number(title, "figure_every_n_epochs", self.figure_every_n_epochs, optional=True)
         check_whole_number(title, "max_sequences", self.max_sequences)

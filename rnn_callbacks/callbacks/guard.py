@@ -124,7 +124,7 @@ def check_share(owner: str, name: str, value: object) -> None:
         raise MisconfigurationException(f"{owner}: {name} must be a share, above 0 and up to 1, got {value!r}")
 
 
-def check_choice(owner: str, name: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(owner: str, name: str, value: object, choices: Sequence[object]) -> None:
     """Refuse anything but one of the choices."""
     if value not in choices:
         raise MisconfigurationException(

@@ -148,7 +148,7 @@ class WeightTrajectoryLogger(EpochCallback):
             raise ValueError(f"loss_plane must be a whole number from 2 or None, got {self.loss_plane!r}")
         check_whole_number(title, "loss_plane_batches", self.loss_plane_batches)
         check_choice(title, "storage", self.storage, ("auto", "exact", "sketch"))
-        check_choice(title, "mode", self.mode, ("min", "max", None))  # type: ignore[arg-type]
+        check_choice(title, "mode", self.mode, ("min", "max", None))
         if not (self.monitor is None or isinstance(self.monitor, str)):
             raise ValueError(f"monitor must be a name or None, got {self.monitor!r}")
         check_size(self.max_megabytes)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from rnn_callbacks import GateMonitor
+from rnn_callbacks.callbacks import company
 from rnn_callbacks.callbacks.guard import Guard, RecurrentHealthWarning
 from rnn_callbacks.report import load
 
@@ -98,6 +99,14 @@ def test_validation_is_not_heard_where_training_batches_were_asked_for(fit):
 def test_the_last_epoch_is_looked_at_whatever_the_budget(fit):
     fit(GateMonitor(max_overhead=1e-9), max_epochs=5)
     assert [epoch for epoch, _ in places(fit)] == [0, 4]
+
+
+@pytest.mark.parametrize(("epochs", "times"), [(2, 0), (4, 1)])
+def test_rare_looks_are_announced_once_where_there_are_epochs_between(fit, monkeypatch, epochs, times):
+    words = []
+    monkeypatch.setattr(company, "rank_zero_info", words.append)
+    fit(GateMonitor(max_overhead=1e-9, figure_every_n_epochs=99), max_epochs=epochs)
+    assert len([text for text in words if "spaced out" in text and "GateMonitor not;" in text]) == times
 
 
 def test_a_run_that_stops_early_is_looked_at_where_it_stopped(fit):
@@ -368,27 +377,6 @@ def test_pictures_scalars_histograms_and_texts_share_lightnings_step(fit):
     text = found.Tensors("gates/encoder.rnn.l0/flags/update_mean_above/text_summary")
     assert [event.step for event in text] == lightnings
     assert b"above the limit of 0" in text[0].tensor_proto.string_val[0]
-
-
-def test_two_optimizers_do_not_part_pictures_from_scalars(fit):
-    class Two(Classifier):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
-
-        def configure_optimizers(self):
-            return [torch.optim.SGD(self.parameters(), 0.1), torch.optim.SGD(self.parameters(), 0.1)]
-
-        def training_step(self, batch, batch_idx):
-            for optimizer in self.optimizers():
-                optimizer.zero_grad()
-                self.manual_backward(super().training_step(batch, batch_idx))
-                optimizer.step()
-
-    fit(monitor(figure_every_n_epochs=1), model=Two)
-    found = events(fit)
-    assert [event.step for event in found.Images("gates/encoder.rnn")] == [2, 5]
-    assert [event.step for event in found.Scalars(TAG)] == [2, 5]
 
 
 def test_the_histogram_holds_the_raw_counts(fit):
