@@ -1,34 +1,33 @@
-"""Real handwritten digits, read row by row: a GRU learns which digit it sees, and is watched.
-
-`GateMonitor` says how its gates move and how long it remembers; `ProbeTracker` says what can be read of its state: the
-digit, which it must learn, and the ink seen so far, which it does not need; `WeightTrajectoryLogger` draws the path of
-its weights.
+"""Real handwritten digits, read row by row: what all six callbacks say of a network that learns which digit it sees.
 
 1797 images of 8 x 8 pixels (Alpaydin and Kaynak 1998, bundled with scikit-learn) become sequences of 8 steps with 8
-features. Run ``python -m examples.digits`` from the root of the repository; ``--cell lstm`` or ``rnn`` to compare. With
-Lightning's command line: ``python -m examples.digits fit --config configs/digits.yaml``.
+features. What is known: a linear reader names most digits from the states of a network that has *not* been trained, for
+random recurrence hands on what comes in. Accuracy alone is no sign of learning; the gain over the untrained network is,
+and bits (V-information) show it best.
+
+Run ``python -m examples.digits`` from the root of the repository, ``--cells gru lstm rnn`` for all three side by side.
+With Lightning's command line: ``python -m examples.digits fit --config configs/digits.yaml``.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 from pathlib import Path
 from typing import Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from rnn_callbacks import GateMonitor, ProbeTracker, WeightTrajectoryLogger
+import rnn_callbacks
+from rnn_callbacks.compare import compare, load_runs
+from rnn_callbacks.compare.words import headline
 
-from ._quiet import quiet
+from ._claims import Claim, end
+from ._run import looks, parser, start, trainer
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 Batch = tuple[Tensor, Tensor]
@@ -90,98 +89,112 @@ class Digits(pl.LightningDataModule):
 
 def part_of_image(batch: Batch) -> Tensor:
     """Task phase of every step: 0 in the upper half of the image, 1 in the lower half."""
-    rows, _ = batch
-    return (torch.arange(8) >= 4).long().repeat(len(rows), 1)
+    return (torch.arange(8) >= 4).long().repeat(len(batch[0]), 1)
 
 
 def ink_so_far(batch: Batch) -> Tensor:
     """A quantity for every step: how much of the image is black up to there."""
-    rows, _ = batch
-    return rows.sum(2).cumsum(1)
+    return batch[0].sum(2).cumsum(1)
 
 
-def main(arguments: list[str] | None = None) -> pl.Trainer:
-    """Train, watch, and say what was seen."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=list(CELLS), default="gru")
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--images", type=int, default=None, help="use only so many images")
-    parser.add_argument("--logs", default=".", help="folder for lightning_logs")
-    options = parser.parse_args(arguments)
-    quiet(summary=False)
-    pl.seed_everything(0, verbose=False)
-    print(f"Training a {options.cell.upper()} on handwritten digits, row by row, for {options.epochs} epochs ...")
-    trainer = pl.Trainer(
-        max_epochs=options.epochs,
-        accelerator="cpu",
-        logger=TensorBoardLogger(options.logs, name="lightning_logs"),
-        # So short a training may spend more of its time on being watched than the default of 5 %. The story below says
-        # what a summary would, in the terms of this task.
-        callbacks=[
-            GateMonitor(phases=part_of_image, max_sequences=360, max_overhead=0.2, summary=False),
-            ProbeTracker(concepts={"digit": 1, "ink": ink_so_far}, max_overhead=0.2, summary=False),
-            WeightTrajectoryLogger(max_overhead=0.2, summary=False),
-        ],
-        enable_model_summary=False,
-        log_every_n_steps=10,
-    )
-    begin = time.perf_counter()
-    trainer.fit(DigitReader(options.cell), Digits(images=options.images))
-    print(f"\nTrained in {time.perf_counter() - begin:.0f} s. What was seen at the last look:\n")
-    for quantity, seen in story(trainer).items():
-        print(f"  {quantity:<42}{seen}")
-    folder = Path(str(trainer.log_dir))
-    print(f"\nLogs, pictures and numbers lie in {folder}\nTo see them:  tensorboard --logdir {folder.parent}")
-    print("  (Custom Scalars: the curated page; Images: gates, probes, the path of the weights; Text: tables in words)")
-    return trainer
+def watch() -> list[pl.Callback]:
+    """All six. So short a training may spend more of its time on being watched than the default of 5 %."""
+    share = {"max_overhead": 0.3, "summary": False}
+    return [
+        rnn_callbacks.GateMonitor(phases=part_of_image, max_sequences=360, **share),
+        rnn_callbacks.GradientFlowMonitor(**share),
+        # Rows change at every step, so where it would rest under the mean row is a skeleton, and no attractor no fault.
+        rnn_callbacks.FixedPointTracker(contexts="mean", flags={"no_attractor": None}, max_seconds=3, **share),
+        rnn_callbacks.ProbeTracker(concepts={"digit": 1, "ink": ink_so_far}, **share),
+        rnn_callbacks.RepresentationTracker(concepts={"digit": 1}, **share),
+        rnn_callbacks.WeightTrajectoryLogger(monitor="val_accuracy", mode="max", **share),
+    ]
 
 
-def story(trainer: pl.Trainer) -> dict[str, str]:
+def main(arguments: list[str] | None = None) -> int:
+    """Train, watch, say what was seen and whether what is known holds; compare, where there are several networks."""
+    settings = parser(__doc__, epochs=40)
+    settings.add_argument("--cells", nargs="+", choices=list(CELLS), default=["gru"])
+    settings.add_argument("--images", type=int, default=None, help="use only so many images")
+    options = settings.parse_args(arguments)
+    claims, runs = [], {}
+    for cell in options.cells:
+        print(f"{cell.upper()}: learns to read handwritten digits, row by row, in {options.epochs} epochs ...")
+        run = trainer(options, "digits", watch())
+        run.fit(DigitReader(cell), Digits(images=options.images, seed=options.seed))
+        print(f"\n{cell.upper()}: what was seen at the last look\n")
+        for quantity, seen in story(run).items():
+            print(f"  {quantity:<42}{seen}")
+        claims += known(cell, run)
+        runs[cell] = run
+    folders = [str(run.log_dir) for run in runs.values()]
+    if len(runs) > 1:
+        print("\n" + "\n".join(headline(compare(load_runs(*folders)))))
+        print(f"\nMore of it:  rnn-callbacks compare {' '.join(folders)}")
+    if {"gru", "lstm"} <= runs.keys():
+        gru, lstm = (last(runs[cell])["gates/reader.l0/timescale/q50"] for cell in ("gru", "lstm"))
+        known_of_both = "an LSTM's units remember longer than a GRU's here"
+        claims.append(Claim(known_of_both, f"median unit: {lstm:.1f} steps, and {gru:.1f}", lstm > gru))
+    return end(claims, Path(folders[0]).parent)
+
+
+def last(run: pl.Trainer) -> dict[str, float]:
+    """All numbers of every callback's last look, from its files, and Lightning's own."""
+    seen = {name: float(value) for name, value in run.callback_metrics.items()}
+    for noun in ("gates", "gradient_flow", "fixed_points", "probes", "representation", "weight_trajectory"):
+        seen |= looks(run, noun)[-1].report.scalars
+    return seen
+
+
+def known(cell: str, run: pl.Trainer) -> list[Claim]:
+    """What a digit's probe says of the untrained network, and what training adds."""
+    seen = last(run)
+    trained, gain = (seen[f"probes/reader.l0/hidden/digit/{name}"] for name in ("balanced_accuracy", "over_untrained"))
+    bits, share, more = (seen[f"probes/concepts/digit/{name}"] for name in ("v_information", "share", "emergence_gain"))
+    before, closed = bits - more, more / (bits / share - bits + more)
+    return [
+        Claim(
+            f"{cell}: a linear reader names over three quarters of the digits from the untrained network",
+            f"{trained - gain:.1%} of them; {trained:.1%} after training",
+            trained - gain > 0.75,
+        ),
+        Claim(
+            f"{cell}: bits tell what is learned: training closes over a third of what was missing",
+            f"{before:.2f} of {bits / share:.2f} bits before, {bits:.2f} after: {closed:.0%} closed",
+            closed > 1 / 3,
+        ),
+    ]
+
+
+def story(run: pl.Trainer) -> dict[str, str]:
     """The last look in plain words."""
-    seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    seen = last(run)
+    at = {tag.replace("/reader.l0", ""): value for tag, value in seen.items()}
     lines = {"accuracy on unseen images": f"{seen['val_accuracy']:.1%}"}
-    for name, value in seen.items():
-        _, _, rest = name.partition("gates/reader.l0/")
-        part, _, quantity = rest.partition("/")
-        if quantity == "mean":
-            shut, wide = seen[f"gates/reader.l0/{part}/closed"], seen[f"gates/reader.l0/{part}/open"]
-            lines[f"{part} gate, mean opening"] = f"{value:.2f}   ({shut:.0%} closed, {wide:.0%} wide open)"
-        elif quantity == "mean_abs":
-            lines["size of the cell state" if part == "memory" else f"size of the {part} content"] = f"{value:.2f}"
-        elif rest == "timescale/q50":
-            low, high = seen["gates/reader.l0/timescale/q10"], seen["gates/reader.l0/timescale/q90"]
-            lines["memory of the median unit"] = (
-                f"{value:.1f} of 8 steps   (10 % below {low:.1f}, 10 % above {high:.1f})"
-            )
-    for concept, kind in (("digit", "balanced_accuracy"), ("ink", "r2")):
-        places = [name for name in seen if name.startswith("probes/reader") and name.endswith(f"/{concept}/{kind}")]
-        best = max(places, key=lambda name: seen[name]).rpartition("/")[0]
-        score, bits = seen[f"{best}/{kind}"], seen[f"{best}/v_information"]
-        before, source = score - seen[f"{best}/over_untrained"], score - seen[f"{best}/over_input"]
-        lines[f"{concept}, read by a linear probe"] = (
-            f"{score:.2f}   (untrained {before:.2f}, from one row {source:.2f}; {bits:.1f} bits)"
-        )
-    path = {name: seen[f"weight_trajectory/total/{name}"] for name in ("relative_distance", "explained", "turning")}
-    by_chance = seen["weight_trajectory/total/explained_random"]
-    lines["weights have moved by"] = f"{path['relative_distance']:.1f} times their size at the start"
-    lines["their path, drawn in two directions"] = f"{path['explained']:.0%} of it   (of a random walk {by_chance:.0%})"
-    raised = [name.rsplit("/", 1)[1] for name, value in seen.items() if "/flags/" in name and value]
-    lines["flags raised"] = ", ".join(dict.fromkeys(raised)) or "none"
-    watching = sum(seen[f"{noun}/overhead"] for noun in ("gates", "probes", "weight_trajectory"))
+    for tag, value in at.items():
+        gate, _, quantity = tag.removeprefix("gates/").partition("/")
+        if tag.startswith("gates/") and quantity == "mean":
+            lines[f"{gate} gate, mean opening"] = f"{value:.2f}   (closed {at[f'gates/{gate}/closed']:.0%} of the time)"
+    if "gates/timescale/q50" in at:
+        low, median, high = (at[f"gates/timescale/{which}"] for which in ("q10", "q50", "q90"))
+        lines["memory of the median unit"] = f"{median:.1f} of 8 steps   (four fifths: {low:.1f} to {high:.1f})"
+    horizon = at["gradient_flow/horizon"]
+    lines["credit falls by a factor e in"] = f"{horizon:.1f} steps" if horizon < 70 else "over 70 steps: not at all"
+    attractors, saddles = (at[f"fixed_points/reader/mean/{kind}"] for kind in ("attractors", "saddles"))
+    lines["where it would rest on a mean row"] = f"{attractors:.0f} attractors, {saddles:.0f} saddles"
+    for concept, score in (("digit", "balanced_accuracy"), ("ink", "r2")):
+        read, more = (at[f"probes/hidden/{concept}/{name}"] for name in (score, "over_untrained"))
+        lines[f"{concept}, read by a linear probe"] = f"{read:.2f}   (untrained {read - more:.2f})"
+    alike, by_chance = (at[f"representation/hidden/{name}"] for name in ("cka_untrained", "cka_random"))
+    lines["likeness to the untrained network (CKA)"] = f"{alike:.2f}   (two random networks {by_chance:.2f})"
+    lines["the digit is settled after"] = f"{at['representation/hidden/digit/commitment']:.0f} of 8 steps (median)"
+    lines["weights have moved by"] = f"{at['weight_trajectory/total/relative_distance']:.1f} times their first size"
+    raised = (tag.split("/") for tag, value in seen.items() if "/flags/" in tag and value)
+    lines["flags raised"] = ", ".join(f"{flag} ({place})" for *_, place, _, flag in raised) or "none"
+    watching = sum(value for tag, value in seen.items() if tag.endswith("/overhead"))
     lines["time spent watching"] = f"{watching:.0%} of the training time (5 % by default)"
     return lines
 
 
-def command_line(arguments: list[str]) -> None:
-    """The same by YAML: ``fit --config configs/digits.yaml`` (needs the extra ``cli``)."""
-    from lightning.pytorch.cli import LightningCLI
-
-    quiet(summary=True)
-    LightningCLI(DigitReader, Digits, args=arguments)
-
-
 if __name__ == "__main__":
-    if "fit" in sys.argv[1:2]:
-        command_line(sys.argv[1:])
-    else:
-        main()
+    start(main, DigitReader, Digits)

@@ -9,23 +9,23 @@ from the root of the repository; ``--cell lstm`` or ``rnn`` to compare. With Lig
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
-from pathlib import Path
+from collections import Counter
+from itertools import combinations
 from typing import Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from rnn_callbacks import FixedPointTracker
-from rnn_callbacks.report import Report, load
+from rnn_callbacks.report import SavedReport
 
-from ._quiet import quiet
+from ._claims import Claim, end
+from ._run import looks, parser, start, trainer
 
 BITS = 3
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -104,67 +104,79 @@ def first_pulses(batch: Batch) -> Tensor:
     return batch[0][:1, :1]
 
 
-def main(arguments: list[str] | None = None) -> pl.Trainer:
+def main(arguments: list[str] | None = None) -> int:
     """Train, follow the fixed points, and compare them with what is known."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=list(CELLS), default="gru")
-    parser.add_argument("--units", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--logs", default=".", help="folder for lightning_logs")
-    options = parser.parse_args(arguments)
-    quiet(summary=False)
-    pl.seed_everything(0, verbose=False)
+    settings = parser(__doc__, epochs=24)
+    settings.add_argument("--cell", choices=list(CELLS), default="gru")
+    settings.add_argument("--units", type=int, default=16)
+    options = settings.parse_args(arguments)
     print(f"A {options.cell.upper()} learns to store three bits, in {options.epochs} epochs ...")
-    tracker = FixedPointTracker(labels=content, basins=True, every_n_epochs=1, figure_every_n_epochs=1)
-    trainer = pl.Trainer(
-        max_epochs=options.epochs,
-        accelerator="cpu",
-        logger=TensorBoardLogger(options.logs, name="lightning_logs"),
-        callbacks=[tracker],
-        gradient_clip_val=1.0,
-        enable_model_summary=False,
-        log_every_n_steps=10,
+    tracker = FixedPointTracker(
+        labels=content, basins=True, every_n_epochs=1, figure_every_n_epochs=1, max_overhead=1.0, summary=False
     )
-    begin = time.perf_counter()
-    trainer.fit(Memory(options.cell, options.units), Pulses())
-    folder = Path(str(trainer.log_dir))
-    print(f"\nTrained and followed in {time.perf_counter() - begin:.0f} s. The life of its fixed points:\n")
-    looks = [load(str(path)) for path in sorted((folder / "rnn_callbacks" / "fixed_points").glob("*.npz"))]
-    for look in looks:
+    run = trainer(options, "flip_flop", [tracker], gradient_clip_val=1.0)
+    run.fit(Memory(options.cell, options.units), Pulses(seed=options.seed))
+    followed = looks(run, "fixed_points")
+    print("\nThe life of its fixed points:\n")
+    for look in followed:
         if (events := look.report.texts.get("fixed_points/store/zero/events")) is not None:
             print(f"  epoch {look.epoch:>2}: " + events.replace("- ", "").replace("\n", "; "))
-    verdict(looks[-1].report)
-    print(f"\nLogs, pictures and numbers lie in {folder}\nTo see them:  tensorboard --logdir {folder.parent}")
-    print("  (Custom Scalars: the curated page; Images: the landscape at every epoch)")
-    return trainer
+    print(f"\nIts landscape at every epoch: {run.log_dir}/rnn_callbacks/fixed_points/figures")
+    return end(claims(followed), str(run.log_dir))
 
 
-def verdict(report: Report) -> None:
-    """Say what was found beside what is known."""
-    unstable = report.arrays["fixed_points/store/zero/unstable"].tolist()
-    counts = [unstable.count(directions) for directions in range(4)]
-    print("\n  unstable directions      0   1   2   3")
-    print("  known                    8  12   6   1")
-    print("  found               " + "".join(f"{count:>4}" for count in counts))
-    scalars = report.scalars
+def claims(followed: list[SavedReport]) -> list[Claim]:
+    """The points, their arrangement and their coming about, from the files of all looks."""
+    counts = [Counter(look.report.arrays["fixed_points/store/zero/unstable"].tolist()) for look in followed]
+    numbers = [len(look.report.arrays["fixed_points/store/zero/unstable"]) for look in followed]
+    found = [counts[-1][directions] for directions in range(4)]
+    points, scalars = followed[-1].report.arrays, followed[-1].report.scalars
+    edges = edges_between(points["fixed_points/store/zero/states"], points["fixed_points/store/zero/unstable"])
+    reached = [look.epoch for look, number in zip(followed, numbers, strict=True) if number >= 27]
     entropy = scalars["fixed_points/store/zero/basin_entropy"]
-    print(f"\n  evenness of the attractors' use   {entropy:.2f} bits (eight alike: 3)")
-    print(f"  small kicks survived              {scalars['fixed_points/store/zero/returned']:.0%}")
-    print(
-        "  => as known" if counts == [8, 12, 6, 1] else "  => not yet what is known: train longer, or with more units"
-    )
+    return [
+        Claim(
+            "8 attractors, and 12, 6 and 1 saddles with one, two and three unstable directions: 27 points",
+            f"{found[0]}, {found[1]}, {found[2]} and {found[3]}, {numbers[-1]} in all",
+            found == [8, 12, 6, 1] and numbers[-1] == 27,
+        ),
+        Claim(
+            "a cube: the 8 attractors are its corners, the 12 saddles lie in the middle of its edges",
+            f"{len(edges)} edges, that {'make' if is_cube(edges) else 'do not make'} a cube",
+            is_cube(edges),
+        ),
+        Claim(
+            "they appear during training",
+            f"{numbers[0]} at the first look" + (f", 27 since epoch {reached[0]}" if reached else ", never 27"),
+            numbers[0] < 27 and bool(reached),
+        ),
+        Claim(
+            "all eight are used alike (3 bits), and small kicks do not change what is stored",
+            f"{entropy:.2f} bits; after {scalars['fixed_points/store/zero/returned']:.0%} of small kicks it comes back",
+            entropy > 2.8 and scalars["fixed_points/store/zero/returned"] > 0.9,
+        ),
+    ]
 
 
-def command_line(arguments: list[str]) -> None:
-    """The same by YAML: ``fit --config configs/flip_flop.yaml`` (needs the extra ``cli``)."""
-    from lightning.pytorch.cli import LightningCLI
+def edges_between(states: NDArray[np.float64], unstable: NDArray[np.int64]) -> set[tuple[int, int]]:
+    """The pairs of attractors ``(N, H)`` between which the saddles with one unstable direction lie, by midpoint."""
+    attractors, saddles = states[unstable == 0], states[unstable == 1]
+    pairs = list(combinations(range(len(attractors)), 2))
+    middles = np.array([(attractors[one] + attractors[other]) / 2 for one, other in pairs])
+    return {pairs[np.linalg.norm(middles - saddle, axis=1).argmin()] for saddle in saddles} if pairs else set()
 
-    quiet(summary=True)
-    LightningCLI(Memory, Pulses, args=arguments)
+
+def is_cube(edges: set[tuple[int, int]]) -> bool:
+    """From each of 8 corners 3 others are one edge away, 3 are two and 1 is three."""
+    away = np.full((8, 8), np.inf)
+    np.fill_diagonal(away, 0)
+    for one, other in edges:
+        if max(one, other) < 8:
+            away[one, other] = away[other, one] = 1
+    for through in range(8):  # Floyd and Warshall: the shortest way
+        away = np.minimum(away, away[:, [through]] + away[[through]])
+    return len(edges) == 12 and all(sorted(row) == [0, 1, 1, 1, 2, 2, 2, 3] for row in away.tolist())
 
 
 if __name__ == "__main__":
-    if "fit" in sys.argv[1:2]:
-        command_line(sys.argv[1:])
-    else:
-        main()
+    start(main, Memory, Pulses)

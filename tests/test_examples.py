@@ -3,56 +3,127 @@
 import re
 import runpy
 import sys
-from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import rnn_callbacks
 from examples import digits, flip_flop, memory
 from rnn_callbacks import FixedPointTracker
-from rnn_callbacks.report import load
+from rnn_callbacks.report import Report, SavedReport, load
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("cell", ["gru", "rnn"])
-def test_digits_trains_and_tells_what_was_seen(cell, tmp_path, capsys, monkeypatch):
-    if cell == "rnn":  # its pictures are drawn by what draws those of the other
-        for callback in (digits.GateMonitor, digits.ProbeTracker, digits.WeightTrajectoryLogger):
-            monkeypatch.setattr(digits, callback.__name__, partial(callback, figure_every_n_epochs=99))
-    trainer = digits.main(["--cell", cell, "--epochs", "3", "--images", "300", "--logs", str(tmp_path)])
+def spared(module, monkeypatch, **settings):
+    """The callbacks that an example's module uses, without pictures, which are drawn by tests of their own."""
+    for name in rnn_callbacks.__all__:
+        if hasattr(module, name):
+            kind = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *, _kind=kind, **asked: _kind(**asked | settings))
+
+
+def test_digits_says_what_is_known_of_three_networks_and_compares_them(tmp_path, capsys, monkeypatch):
+    watch = digits.watch
+
+    def sparing():
+        callbacks = watch()
+        for callback in callbacks:
+            callback.figure_every_n_epochs = 99
+        return callbacks
+
+    monkeypatch.setattr(digits, "watch", sparing)
+    cells = ["gru", "lstm", "rnn"]
+    few = ["--epochs", "2", "--images", "300", "--logs", str(tmp_path)]
+    assert digits.main(["--cells", *cells, *few]) == 1  # two epochs with few images are not enough
     said = capsys.readouterr().out
-    assert re.search(r"accuracy on unseen images +\d+\.\d%", said)
-    assert re.search(r"time spent watching +\d+% of the training time", said)
-    assert ("memory of the median unit" in said) == (cell != "rnn")
-    assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
-    files = sorted(Path(trainer.log_dir, "rnn_callbacks", "gates").glob("*.npz"))
-    assert {load(str(path)).epoch for path in files} >= {0, 2}
+    assert re.findall(r"^(\w+): what was seen at the last look$", said, re.MULTILINE) == ["GRU", "LSTM", "RNN"]
+    assert len(re.findall(r"accuracy on unseen images +\d+\.\d%", said)) == 3
+    assert said.count("memory of the median unit") == 2  # an RNN has no gates to tell it
+    assert len(re.findall(r"  (holds|FAILS)  \w+: a linear reader names over three quarters", said)) == 3
+    assert "  FAILS  rnn: bits tell what is learned" in said
+    assert "They differ in cell (gru, lstm, rnn)." in said
+    assert re.search(r"  holds  an LSTM's units remember longer .*\n +median unit: \d\.\d steps", said)
+    assert f"tensorboard --logdir {tmp_path / 'digits'}" in said
 
 
 def test_flip_flop_finds_what_is_known(tmp_path, capsys, monkeypatch):
-    def sparing(**asked):
-        assert asked["every_n_epochs"] == asked["figure_every_n_epochs"] == 1  # which takes a test too long
-        return FixedPointTracker(**asked | {"every_n_epochs": 4, "figure_every_n_epochs": 8})
-
-    monkeypatch.setattr(flip_flop, "FixedPointTracker", sparing)
-    trainer = flip_flop.main(["--epochs", "16", "--logs", str(tmp_path)])
+    monkeypatch.setattr(
+        flip_flop,
+        "FixedPointTracker",
+        lambda **asked: FixedPointTracker(**asked | {"every_n_epochs": 3, "figure_every_n_epochs": 99}),
+    )
+    assert flip_flop.main(["--epochs", "9", "--logs", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert re.search(r"epoch +\d+: .*appeared", said)
-    assert re.search(r"found +8 +12 +6 +1\n", said)
-    assert "=> as known" in said
-    assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
-    assert len(list(Path(trainer.log_dir, "rnn_callbacks", "fixed_points", "figures").glob("*.png"))) == 2
+    assert said.count("  holds  ") == 4
+    assert "8, 12, 6 and 1, 27 in all" in said
+    assert f"tensorboard --logdir {tmp_path / 'flip_flop'}" in said
 
 
-def test_memory_tells_who_reaches_far_back(tmp_path, capsys):
-    memory.main(["--cells", "rnn", "chrono", "--epochs", "2", "--sequences", "256", "--logs", str(tmp_path)])
+def test_flip_flop_says_when_what_is_known_does_not_hold(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        flip_flop, "FixedPointTracker", lambda **asked: FixedPointTracker(**asked | {"figure_every_n_epochs": 99})
+    )
+    assert flip_flop.main(["--epochs", "1", "--logs", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("  FAILS  ") >= 3
+
+
+def test_a_cube_is_known_from_other_graphs():
+    corners = [(one, other) for one in range(8) for other in range(one) if bin(one ^ other).count("1") == 1]
+    assert flip_flop.is_cube(set(corners))
+    ring = {(corner, (corner + 1) % 8) for corner in range(8)}
+    crossed = ring | {(0, 4), (1, 5), (2, 6), (3, 7)}  # of degree three too, with twelve edges
+    assert not flip_flop.is_cube(crossed)
+    assert not flip_flop.is_cube(set(corners[1:]))
+    places = np.array([[corner >> bit & 1 for bit in range(3)] for corner in range(8)], dtype=float)
+    middles = np.array([(places[one] + places[other]) / 2 for one, other in corners])
+    unstable = np.array([0] * 8 + [1] * 12)
+    found = flip_flop.edges_between(np.concatenate([places, middles + 0.1]), unstable)
+    assert {tuple(sorted(edge)) for edge in found} == {tuple(sorted(edge)) for edge in corners}
+
+
+def test_memory_tells_who_reaches_far_back_and_who_learns(tmp_path, capsys, monkeypatch):
+    spared(memory, monkeypatch, figure_every_n_epochs=99)
+    few = ["--epochs", "2", "--sequences", "256", "--logs", str(tmp_path)]
+    assert memory.main(["--tasks", "copy", "--cells", "rnn", "chrono", *few]) == 1  # so soon no flag is raised
     said = capsys.readouterr().out
-    horizons = {row[0]: float(row[1]) for row in re.findall(r"^(rnn|chrono) +\d\.\d+ +(\d+\.\d)", said, re.MULTILINE)}
-    assert horizons["rnn"] < 5 < 20 < horizons["chrono"]
-    assert f"tensorboard --logdir {tmp_path / 'lightning_logs'}" in said
-    assert len(list(tmp_path.rglob("gradient_flow/figures/reader-*.png"))) == 0  # drawn every fifth epoch
+    rows = re.findall(r"^copy +(rnn|chrono) +\d\.\d+ +(\d+\.\d)", said, re.MULTILINE)
+    horizons = {cell: float(first) for cell, first in rows}
+    assert horizons["rnn"] < 6 < 30 < horizons["chrono"]
+    assert "  FAILS  copy: rnn learns nothing" in said
+    assert f"tensorboard --logdir {tmp_path / 'memory'}" in said
+
+
+@pytest.mark.parametrize(
+    ("task", "cell", "error", "horizon", "flagged", "holds"),
+    [
+        ("adding", "rnn", 0.95, 3.0, True, True),
+        ("adding", "rnn", 0.95, 3.0, False, False),
+        ("adding", "rnn", 0.5, 3.0, True, False),
+        ("copy", "gru", 0.95, 30.0, True, False),
+        ("copy", "chrono", 0.5, 40.0, False, True),
+        ("copy", "chrono", 0.5, 20.0, False, False),
+        ("adding", "gru", 0.99, 4.0, False, False),
+    ],
+)
+def test_a_claim_about_memory_goes_by_what_was_seen(task, cell, error, horizon, flagged, holds):
+    tags = {"horizon": horizon, "flags/vanishing": float(flagged)}
+    report = Report({f"gradient_flow/reader.l0/{tag}": value for tag, value in tags.items()})
+    (claim,) = memory.known(task, cell, error, [SavedReport(report, epoch=0, step=1)])
+    assert claim.holds == holds
+
+
+def test_the_copy_problem_is_as_it_is_described():
+    inputs, symbols = memory.copying(997, torch.Generator().manual_seed(0))
+    assert inputs.sum((1, 2)).eq(2 * memory.SYMBOLS).all()
+    assert torch.equal(inputs[:, : memory.SYMBOLS].argmax(2), symbols)
+    assert inputs[:, -memory.SYMBOLS :, memory.KINDS].eq(1).all()
+    shares = torch.bincount(symbols.flatten(), minlength=memory.KINDS) / symbols.numel()
+    entropy = -(shares * shares.log()).sum().item()
+    assert entropy == pytest.approx(memory.WITHOUT_MEMORY["copy"], rel=0.01)  # all kinds are as frequent
 
 
 def test_the_adding_problem_is_as_it_is_described():
@@ -61,7 +132,7 @@ def test_the_adding_problem_is_as_it_is_described():
     assert marks[:, : memory.STEPS // 2].sum(1).eq(1).all()
     assert marks[:, memory.STEPS // 2 :].sum(1).eq(1).all()
     assert torch.equal((numbers * marks).sum(1), sums)
-    assert sums.var().item() == pytest.approx(memory.NO_MEMORY, rel=0.1)  # of 997 samples
+    assert sums.var().item() == pytest.approx(memory.WITHOUT_MEMORY["adding"], rel=0.1)  # of 997 samples
 
 
 # ---- by Lightning's command line -------------------------------------------------------------------------------------
@@ -69,6 +140,7 @@ def test_the_adding_problem_is_as_it_is_described():
 
 def digits_was_watched(run):
     (look,) = run.rglob("gates/*.npz")
+    assert len({path.parent.name for path in run.rglob("*.npz")}) == 6  # by every callback
     report = load(str(look)).report
     assert report.scalars["gates/reader.l0/flags/update_mean_below"] == 0
     assert "gates/reader.l0/update/phase_eta_squared" in report.scalars

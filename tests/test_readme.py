@@ -1,4 +1,4 @@
-"""Every block of code in the README is run, in order, as a reader would paste them."""
+"""Every block of code in the two pages for users is run, in order, as a reader would paste them."""
 
 import inspect
 import re
@@ -22,8 +22,8 @@ from rnn_callbacks.analysis import (
 from .models import FEATURES, STEPS, UNITS, Classifier, loader
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+README, DETAILS = (ROOT / "README.md").read_text(), (ROOT / "examples" / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README + DETAILS, re.MULTILINE | re.DOTALL)
 
 
 def test_every_block_is_of_a_kind_that_is_run():
@@ -77,18 +77,27 @@ def test_shell_blocks_name_targets_that_exist():
             subprocess.run([*command.split(), "--dry-run", "--silent"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "examples/README.md"])
+def test_links_and_pictures_exist(page):
+    for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", (ROOT / page).read_text()):
+        there = (ROOT / page).parent / target if target else ROOT / page
+        assert there.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-") for name in headings}, heading
+
+
+def test_every_picture_is_shown():
+    for picture in (ROOT / "examples" / "pictures").iterdir():
+        assert f"examples/pictures/{picture.name}" in README or f"(pictures/{picture.name})" in DETAILS, picture.name
 
 
 every_callback = pytest.mark.parametrize("name", rnn_callbacks.__all__)
 
 
 def section(name):
-    """What the README says of one callback."""
-    begin = README.index(f"\n## {name}\n")
-    return README[begin : README.index("\n## ", begin + 1)]
+    """What is said of one callback."""
+    return (DETAILS + "\n## ").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
 
 
 @every_callback
@@ -116,6 +125,12 @@ def test_the_settings_tables_name_every_setting_and_its_default(name):
         if setting in parameters:
             default = parameters[setting].default
             assert re.search(rf"^\| `{setting}` .*\| {default:g} \|$", section(name), re.MULTILINE)
+
+
+@every_callback
+def test_every_section_says_what_is_measured_and_when_not_to_trust_it(name):
+    assert re.search(r"^\*\*What it measures\.\*\* .*\d{4}", section(name), re.MULTILINE | re.DOTALL)  # with a source
+    assert "**When not to trust it.**" in section(name) or "**What the numbers are.**" in section(name)
 
 
 @every_callback
