@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from rnn_callbacks.report import SavedReport, load
 
-
 HINTS = ("GPU available", "TPU available", "💡 Tip")
 
 

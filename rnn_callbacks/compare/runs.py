@@ -111,7 +111,11 @@ def load_runs(*places: str | Path) -> list[Run]:
 
     Raises:
         FileNotFoundError: when a place does not exist, or no run lies under any.
+        TypeError: when a place is no path, as a list of them is not.
     """
+    for place in places:
+        if not isinstance(place, str | Path):
+            raise TypeError(f"places must be paths, got a {type(place).__name__}; a list of them is given as *places")
     folders = run_folders(map(str, places or (".",)))
     if not folders:
         raise FileNotFoundError(

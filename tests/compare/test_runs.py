@@ -245,6 +245,11 @@ def test_no_run_anywhere_says_what_was_expected(tmp_path, monkeypatch):
         load_runs(tmp_path / "nowhere")
 
 
+def test_a_list_of_places_says_how_they_are_given(tmp_path):
+    with pytest.raises(TypeError, match=r"got a list; a list of them is given as \*places"):
+        load_runs([tmp_path])
+
+
 def test_a_run_on_a_remote_disk_is_the_same_run(tmp_path):
     write(tmp_path, *(scalars(step, loss=step) for step in range(5)))
     (tmp_path / "hparams.yaml").write_text("lr: 0.1")
