@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings.add_argument("--cell", choices=list(CELLS), default="gru")
     settings.add_argument("--units", type=int, default=16)
     options = settings.parse_args(arguments)
-    print(f"A {options.cell.upper()} learns to store three bits, in {options.epochs} epochs ...")
+    print(f"{options.cell.upper()}: learns to store three bits, in {options.epochs} epochs ...")
     tracker = FixedPointTracker(
         labels=content, basins=True, every_n_epochs=1, figure_every_n_epochs=1, max_overhead=1.0, summary=False
     )

@@ -162,10 +162,20 @@ def memory_was_watched(run):
     assert report.scalars["gradient_flow/reader.l0/gradient_error"] < 1e-4
 
 
+def sentiment_was_watched(run):
+    (look,) = run.rglob("fixed_points/*.npz")
+    assert load(str(look)).report.arrays["fixed_points/reader/plain/inputs"].any()
+    (look,) = run.rglob("probes/*.npz")
+    scalars = load(str(look)).report.scalars
+    assert "probes/reader.l0/hidden/running_sum/over_untrained" in scalars
+    assert "probes/reader.l0/hidden/liked/balanced_accuracy" in scalars
+
+
 SMALL = {
     "digits": ("--data.images=200", digits_was_watched),
     "flip_flop": ("--data.sequences=128", flip_flop_was_watched),
     "memory": ("--data.sequences=128", memory_was_watched),
+    "sentiment": ("--data.sequences=256", sentiment_was_watched),
 }
 
 
