@@ -6,8 +6,8 @@ liked if the sum of its valences, and some chance, is above zero. The network sh
 words that say nothing leave it there.
 
 Run ``python -m examples.sentiment`` from the root of the repository; ``--cell lstm`` to compare (of a plain ``rnn`` two
-claims fail: its line is worse), ``--text FILE`` for reviews of your own: in each line 1 (liked) or 0, then the words. With
-Lightning's command line: ``python -m examples.sentiment fit --config configs/sentiment.yaml``.
+claims fail: its line is worse), ``--text FILE`` for reviews of your own: in each line 1 (liked) or 0, then the words.
+With Lightning's command line: ``python -m examples.sentiment fit --config configs/sentiment.yaml``.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def one_slow(values: NDArray[np.complex128]) -> Claim:
     lasts = -1 / np.log(min(max(other, 1e-9), 1 - 1e-9))
     return Claim(
         f"at rest one eigenvalue is near 1 ({LONGEST} words or longer), the others fade in half of that",
-        f"{low:.3f} to {high:.3f} at {len(values)} fixed points; the others at most {other:.3f}, which is {lasts:.0f} words",
+        f"{low:.3f} to {high:.3f} at {len(values)} fixed points; the others at most {other:.3f}, or {lasts:.0f} words",
         bool(np.exp(-1 / LONGEST) < low <= high < np.exp(1 / LONGEST) and other < np.exp(-2 / LONGEST)),
     )
 
