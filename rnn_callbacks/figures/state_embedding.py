@@ -122,8 +122,9 @@ def _draw_row(
         if look >= len(embedded.epochs):
             axes.set_axis_off()
             continue
-        label = "" if look else f"{state}, {METHODS[embedded.method]}: "
-        _draw_look(axes, embedded, look, first, label + _epoch(embedded.epochs[look]))
+        labels = [] if look else [f"{state}, {METHODS[embedded.method]}"]
+        labels += [_epoch(embedded.epochs[look])] if looks > 1 else []  # of a single one the title says it
+        _draw_look(axes, embedded, look, first, ": ".join(labels))
     for axes, colouring in zip(panels[looks:], others, strict=True):
         _draw_look(axes, embedded, len(embedded.epochs) - 1, colouring, f"by {cut(colouring.name, 24)}")
     if embedded.method == "pca":
