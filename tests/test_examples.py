@@ -171,6 +171,16 @@ def sentiment_was_watched(run):
     assert "probes/reader.l0/hidden/liked/balanced_accuracy" in scalars
 
 
+def connect_four_was_watched(run):
+    (probes,), (points,), (gates,) = (list(run.rglob(f"{noun}/*.npz")) for noun in ("probes", "fixed_points", "gates"))
+    report = load(str(probes)).report
+    assert "probes/reader.l0/hidden/immediate_win_current/over_untrained" in report.scalars
+    assert "*" not in report.texts["probes/summary"].partition("|")[2]  # the untrained network is exact
+    scalars = load(str(points)).report.scalars
+    assert all(f"fixed_points/reader/{context}/attractors" in scalars for context in ("attack", "defend", "neutral"))
+    assert 0 < load(str(gates)).report.scalars["gates/reader.l0/update/phase_eta_squared"] < 1
+
+
 def debug_was_watched(run):
     flows = [load(str(path)).report.scalars for path in sorted(run.rglob("gradient_flow/*.npz"))]
     assert [flow["gradient_flow/reader.cell/reach"] < 1 for flow in flows] == [True, True]  # the state is detached
@@ -179,6 +189,7 @@ def debug_was_watched(run):
 
 
 SMALL = {
+    "connect_four": ("--data.games=150", connect_four_was_watched),
     "debug": ("--data.sequences=128", debug_was_watched),
     "digits": ("--data.images=200", digits_was_watched),
     "flip_flop": ("--data.sequences=128", flip_flop_was_watched),
