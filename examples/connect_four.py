@@ -2,9 +2,11 @@
 
 A GRU reads games move by move. From the next move alone it does not come to tell that there is a win on the board (the
 untrained network shows that as well); only the threat that players answer to rises a little. Asked besides whether the
-game ends with that move, it tells. Probes beside an untrained network as in Alain and Bengio (2016), concepts of a game
-over training as in McGrath et al. (2022). Run ``python -m examples.connect_four`` from the root of the repository;
-``--targets moves`` or ``moves+end`` for one of the two networks. With Lightning's command line:
+game ends with that move, it tells; the layers before the GRU do already, as the column of its input says. (Probes
+beside an untrained network: Alain and Bengio 2016; concepts of a game over training: McGrath et al. 2022.)
+
+Run ``python -m examples.connect_four`` from the root of the repository; ``--targets moves`` or ``moves+end`` for one of
+the two networks. With Lightning's command line:
 ``python -m examples.connect_four fit --config configs/connect_four.yaml``.
 """
 
@@ -137,15 +139,17 @@ def since(look: SavedReport, concept: str) -> float:
 def table(probes: list[SavedReport]) -> list[str]:
     """What is read at the last look beside its controls, in the order of emergence."""
     last = probes[-1]
-    lines = ["", "  balanced accuracy of        trained  untrained  shuffled   emerged (in bits)"]
+    lines = ["", "  balanced accuracy of        trained  untrained  GRU's input  shuffled   emerged (in bits)"]
     order = {concept: (since(last, concept), -score(last, concept, "over_untrained")) for concept in CONCEPTS}
     for concept in sorted(CONCEPTS, key=order.__getitem__):
         read = score(last, concept, "balanced_accuracy")
-        before, chance = (read - score(last, concept, f"over_{control}") for control in ("untrained", "shuffled"))
+        controls = [read - score(last, concept, f"over_{control}") for control in ("untrained", "input", "shuffled")]
         gained = last.report.scalars[f"probes/concepts/{concept}/emergence_gain"]
         epoch = since(last, concept)
         when = f"epoch {epoch:.1f}, by {gained:+.2f}" if epoch < float("inf") else "never"
-        lines.append(f"  {concept:<26}{read:>9.2f}{before:>11.2f}{chance:>10.2f}   {when}")
+        lines.append(
+            f"  {concept:<26}{read:>9.2f}{controls[0]:>11.2f}{controls[1]:>13.2f}{controls[2]:>10.2f}   {when}"
+        )
     return lines
 
 
@@ -166,11 +170,11 @@ def stayed(probes: list[SavedReport], right: float) -> Claim:
 def emerged(probes: list[SavedReport]) -> Claim:
     """Of the network that was asked for the end as well."""
     last = probes[-1]
-    read, rise = (score(last, WIN, quantity) for quantity in ("balanced_accuracy", "over_untrained"))
+    read, rise, own = (score(last, WIN, name) for name in ("balanced_accuracy", "over_untrained", "over_input"))
     gained = last.report.scalars[f"probes/concepts/{WIN}/emergence_gain"]
     return Claim(
         f"with the end of the game: {WIN} emerges, by more than {CLEARLY} over the untrained network",
-        f"{read - rise:.2f} untrained, {read:.2f} now; {gained:+.2f} bits, half by epoch {since(last, WIN):.1f}",
+        f"{read - rise:.2f} untrained, {read:.2f} now ({read - own:.2f} before the GRU); {gained:+.2f} bits",
         rise > CLEARLY and since(last, WIN) < float("inf"),
     )
 

@@ -138,7 +138,7 @@ def probed(emergence=0.5, **rises):
         place = f"probes/reader.l0/hidden/{concept}"
         rise = rises.get(concept, 0.0)
         scalars |= {f"{place}/balanced_accuracy": 0.7 + rise, f"{place}/over_untrained": rise}
-        scalars |= {f"{place}/over_shuffled": 0.2 + rise, f"{place}/v_information": 0.1}
+        scalars |= {f"{place}/over_input": 0.01, f"{place}/over_shuffled": 0.2 + rise, f"{place}/v_information": 0.1}
         scalars[f"probes/concepts/{concept}/emergence_epoch"] = emergence if rise > 0 else -1.0
         scalars[f"probes/concepts/{concept}/emergence_gain"] = rise
     return [SavedReport(Report(scalars), 5, 0)]
@@ -171,7 +171,7 @@ def test_that_there_is_one_attractor_fails_where_there_are_others_or_none(counts
 def test_concepts_are_told_in_the_order_in_which_they_emerged():
     rows = connect_four.table(probed(game_phase=0.1, immediate_win_current=0.3))[2:]
     assert [row.split()[0] for row in rows[:2]] == ["immediate_win_current", "game_phase"]
-    assert rows[0].split()[1:4] == ["1.00", "0.70", "0.50"]
+    assert rows[0].split()[1:5] == ["1.00", "0.70", "0.99", "0.50"]
     assert rows[1].endswith("epoch 0.5, by +0.10")
     assert all(row.endswith("never") for row in rows[2:])
 
