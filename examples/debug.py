@@ -173,7 +173,7 @@ def row(name: str, seen: Seen) -> str:
     """One line of the table."""
     kept, reach, read, before, alike = (seen.numbers.get(tag, math.nan) for tag in TAGS)
     numbers = f"{kept:>11.2g} steps{reach:>8.1f} steps{read:>10.2f}, {before:.2f}{alike:>17.2f}{seen.right:>9.0%}"
-    return f"{name:<15}{numbers}   {', '.join(seen.raised) or 'none'}"
+    return f"{name:<15}{numbers.replace('nan', '  -')}   {', '.join(seen.raised) or 'none'}"
 
 
 def claims(seen: dict[Fault, Seen]) -> list[Claim]:

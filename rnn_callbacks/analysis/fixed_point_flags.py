@@ -51,8 +51,8 @@ RULES: dict[str, _Rule] = {
     "bifurcation": _Rule(
         0.0,
         lambda findings: float(sum(len(e.ids) for e in findings.chapter.events if e.what != "found late")),
-        "{value} fixed points appeared, vanished or changed their stability since the last look: the network changed "
-        "in kind, not only in degree. Compare with the loss at this epoch.",
+        "{value} of the fixed points appeared, vanished or changed their stability since the last look: the network "
+        "changed in kind, not only in degree. Compare with the loss at this epoch.",
     ),
     "transient": _Rule(
         0.75,

@@ -265,7 +265,7 @@ def test_a_flag_is_raised_above_its_threshold_and_not_at_it(name, below, above):
 def test_words_name_what_was_measured():
     flags = {flag.name: flag for flag in find_flags(with_events(("birth", (1, 2, 5)), ("death", (0,))))}
     assert flags["bifurcation"].value == 4
-    assert flags["bifurcation"].meaning.startswith("4 fixed points appeared, vanished or changed")
+    assert flags["bifurcation"].meaning.startswith("4 of the fixed points appeared, vanished or changed")
     assert "still 1.2 times the states' spread" in find_flags(with_reach(1.23))[-1].meaning
     saturated = find_flags(replace(bistable(), saturated=0.95))[2]
     assert "in an attractor 95% of the units" in saturated.meaning
