@@ -167,7 +167,9 @@ def known(task: str, cell: str, error: float, followed: list[SavedReport]) -> li
         f"error {error:.2f}; horizon {steps[0]:.1f} steps at first; `vanishing` in {len(epochs)} of {len(steps)} looks"
     )
     if cell == "rnn" or (task == "copy" and cell != "chrono"):
-        says = f"{task}: {cell} learns nothing, its horizon is a tenth of the distance at first, and the flag names it"
+        says = (
+            f"{task}: {cell} learns nothing: its first horizon is below a tenth of the distance, and the flag says so"
+        )
         return [Claim(says, seen, error > 0.9 and steps[0] < 6 and bool(epochs))]
     if cell == "lstm":
         return []
