@@ -241,7 +241,8 @@ def test_numbers_and_pictures_import_without_lightning():
     ]
     code = "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
     code += "".join(f"import rnn_callbacks.{name}\n" for name in names)
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code += "import examples.checkpoint\n"  # the example of what can be done so
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
 
 
 # ---- 3. tags in the docstring are the tags that are logged -----------------------------------------------------------

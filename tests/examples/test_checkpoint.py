@@ -1,17 +1,12 @@
-"""The numbers of a checkpoint, in a small size: what must hold holds, what is not there fails, without Lightning."""
+"""The numbers of a checkpoint, in a small size: what must hold holds, what is not there fails."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from examples import checkpoint
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +55,3 @@ def test_what_is_no_checkpoint_of_it_is_named(state, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         checkpoint.main(["--checkpoint", str(file), "--logs", str(tmp_path)])
     assert "own.pt is no state_dict of Reader" in capsys.readouterr().err
-
-
-def test_it_needs_no_lightning():
-    told = "import sys, examples.checkpoint; print(sorted({name.partition('.')[0] for name in sys.modules}))"
-    found = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "'rnn_callbacks', " in found
-    assert "lightning" not in found
