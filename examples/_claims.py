@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,5 +23,10 @@ def end(claims: Sequence[Claim], logs: str | Path) -> int:
     print("\nWhat is known to be true, and what this run's files say:\n")
     for claim in claims:
         print(f"  {'holds' if claim.holds else 'FAILS'}  {claim.known}\n         {claim.seen}")
-    print(f"\nTo see more:  tensorboard --logdir {logs}")
+    print(f"\nTo see more:  {command('tensorboard')} --logdir {logs}")
     return int(not all(claim.holds for claim in claims))
+
+
+def command(name: str) -> str:
+    """How a command of this environment is called, whether it was activated or not."""
+    return name if shutil.which(name) else str(Path(sys.executable).with_name(name))

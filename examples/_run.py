@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from rnn_callbacks.compare import load_runs
 from rnn_callbacks.report import SavedReport, load
 
 HINTS = ("GPU available", "TPU available", "💡 Tip")
@@ -45,6 +46,12 @@ def trainer(options: argparse.Namespace, name: str, callbacks: Sequence[pl.Callb
 def looks(run: pl.Trainer, noun: str) -> list[SavedReport]:
     """What the callback of that noun has left in the run's folder, a report for each look, by epoch."""
     return [load(str(path)) for path in sorted(Path(str(run.log_dir), "rnn_callbacks", noun).glob("*.npz"))]
+
+
+def metric(run: pl.Trainer, name: str) -> float:
+    """The last value of what the model itself has logged under that name, from the run's event file."""
+    (logged,) = load_runs(str(run.log_dir))
+    return float(logged.series[name].values[-1])
 
 
 def start(main: Callable[[], int], model: type[pl.LightningModule], data: type[pl.LightningDataModule]) -> None:

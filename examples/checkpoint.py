@@ -1,7 +1,7 @@
 """What does a saved network know? Every number from a plain checkpoint, without Lightning.
 
 A GRU reads 8 x 8 digits row by row (Alpaydin and Kaynak 1998); its training has left one file, written by
-``torch.save(network.state_dict(), FILE)``. It is looked at as a handbook says: hidden states, laid out in a plane
+``torch.save(network.state_dict(), FILE)``. It is looked at in five steps: hidden states, laid out in a plane
 (PHATE, Moon et al. 2019), probes, fixed points (Sussillo and Barak 2013), gates (Karpathy, Johnson and Fei-Fei 2015),
 each held against torch's own ``nn.GRU``. Run ``python -m examples.checkpoint`` from the root of the repository: it
 trains such a network in a few seconds, or takes yours with ``--checkpoint FILE`` (names as in `Reader`, any units).
@@ -154,8 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, KeyError, RuntimeError, UnpicklingError) as fault:
         settings.error(f"{file} is no state_dict of {Reader.__name__} (reader: nn.GRU(8, units); readout): {fault}")
     torch.manual_seed(options.seed)
-    fresh = Reader(network.reader.hidden_size).eval()  # drawn as `train` draws it
-    print(f"{file}: answers {share_right(network, held):.1%} of {len(held[1])} unseen images")
+    fresh = Reader(network.reader.hidden_size).eval()  # the one that `train` began with, if it was trained here
+    print(f"{file}: answers {share_right(network, held):.1%} of {len(held[1])} images")
     return end(look(network, fresh, held, folder, file.name), folder)
 
 

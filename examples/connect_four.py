@@ -26,7 +26,7 @@ from rnn_callbacks.report import SavedReport
 
 from ._claims import Claim, end
 from ._connect_four_games import CELLS, COLUMNS, Batch, Matches, attack, defend, game_phase, neutral, winner
-from ._run import looks, parser, start, trainer
+from ._run import looks, metric, parser, start, trainer
 
 CONCEPTS = [f"{what}_{side}" for what in ("immediate_win", "three_in_row") for side in ("current", "opponent")]
 CONCEPTS += ["center_control_current", "game_phase", "current_player"]
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"\n  The phase of the game explains {reset:.0%} of the reset, {update:.0%} of the update gate's variance."
         )
-        right = float(run.callback_metrics["val_moves_right"])
+        right = metric(run, "val_moves_right")
         kept += [emerged(probes) if targets == "moves+end" else stayed(probes, right), rests(points, targets)]
     return end(kept, f"{options.logs}/connect_four")
 
@@ -161,7 +161,7 @@ def stayed(probes: list[SavedReport], right: float) -> Claim:
     bits = [last.report.scalars[f"probes/concepts/{concept}/emergence_gain"] for concept in others]
     told = ", ".join(f"{concept} ({gain:+.2f} bits)" for concept, gain in zip(others, bits, strict=True))
     return Claim(
-        f"next move alone: moves are learned, and of all concepts only the threat to be answered emerges; not {WIN}",
+        f"next move alone: moves are learned; {WIN} does not emerge, nor any concept but the threat to be answered",
         f"{right:.0%} of moves guessed; {WIN} {rise:+.2f} over the untrained network; emerged: {told or 'none'}",
         right > LEARNED and since(last, WIN) == float("inf") and rise < CLEARLY / 2 and set(others) <= {THREAT},
     )

@@ -31,7 +31,7 @@ from ._run import looks, parser, start, trainer
 STEPS, FIRST_QUESTION, LETTERS, UNLABELLED = 14, 7, 3, -100  # letters beside the question mark
 Batch = tuple[Tensor, Tensor]
 Fault = Literal["frozen_gates", "large_lr", "detached_state", "shifted_labels", "none"]
-NO_WORRY = ("already_there", "in_the_input", "forgotten", "wandering")  # flags about which nobody is warned
+NO_WORRY = ("already_there", "in_the_input", "forgotten", "wandering")  # flags that describe, and worry nobody here
 KEPT, REACH = "gates/reader.cell/timescale/q50", "gradient_flow/reader.cell/reach"
 READ, BEFORE = (f"probes/reader.cell/hidden/{name}/balanced_accuracy" for name in ("answer", "answer_before"))
 MOVED = "weight_trajectory/total/relative_distance"
@@ -188,7 +188,7 @@ def claims(seen: dict[Fault, Seen]) -> list[Claim]:
             known = f"{fault}: raises `{flag}`, which the mended network does not, and errs ten times as much"
             told = f"{words.format(number, read)}; error {one.error:.2g} against {mended.error:.2g}"
             found.append(Claim(known, told, shown and one.error > 10 * mended.error))
-    known = "mended: no flag, at least 95% right (a guess: 33%), and credit reaches the first letter"
+    known = "mended: no worrying flag, at least 95% right (a guess: 33%), and credit reaches the first letter"
     told = f"{', '.join(mended.raised) or 'none'}; {mended.right:.1%}; {mended.numbers[REACH]:.1f} steps back"
     holds = not mended.raised and mended.right >= 0.95 and mended.numbers[REACH] >= FIRST_QUESTION
     return [*found, Claim(known, told, holds)]

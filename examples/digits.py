@@ -26,8 +26,8 @@ import rnn_callbacks
 from rnn_callbacks.compare import compare, load_runs
 from rnn_callbacks.compare.words import headline
 
-from ._claims import Claim, end
-from ._run import looks, parser, start, trainer
+from ._claims import Claim, command, end
+from ._run import looks, metric, parser, start, trainer
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 Batch = tuple[Tensor, Tensor]
@@ -125,22 +125,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{cell.upper()}: what was seen at the last look\n")
         for quantity, seen in story(run).items():
             print(f"  {quantity:<42}{seen}")
-        claims += known(cell, run)
-        runs[cell] = run
+        claims += known(cell, runs.setdefault(cell, run))
     folders = [str(run.log_dir) for run in runs.values()]
     if len(runs) > 1:
         print("\n" + "\n".join(headline(compare(load_runs(*folders)))))
-        print(f"\nMore of it:  rnn-callbacks compare {' '.join(folders)}")
+        print(f"\nMore of it:  {command('rnn-callbacks')} compare {' '.join(folders)}")
     if {"gru", "lstm"} <= runs.keys():
         gru, lstm = (last(runs[cell])["gates/reader.l0/timescale/q50"] for cell in ("gru", "lstm"))
-        known_of_both = "an LSTM's units remember longer than a GRU's here"
-        claims.append(Claim(known_of_both, f"median unit: {lstm:.1f} steps, and {gru:.1f}", lstm > gru))
+        seen = f"median unit: {lstm:.1f} steps, and {gru:.1f}"
+        claims.append(Claim("an LSTM's units remember longer than a GRU's here", seen, lstm > gru))
     return end(claims, Path(folders[0]).parent)
 
 
 def last(run: pl.Trainer) -> dict[str, float]:
-    """All numbers of every callback's last look, from its files, and Lightning's own."""
-    seen = {name: float(value) for name, value in run.callback_metrics.items()}
+    """All numbers of every callback's last look, and the last accuracy, from the run's files."""
+    seen = {"val_accuracy": metric(run, "val_accuracy")}
     for noun in ("gates", "gradient_flow", "fixed_points", "probes", "representation", "weight_trajectory"):
         seen |= looks(run, noun)[-1].report.scalars
     return seen
@@ -177,7 +176,7 @@ def story(run: pl.Trainer) -> dict[str, str]:
             lines[f"{gate} gate, mean opening"] = f"{value:.2f}   (closed {at[f'gates/{gate}/closed']:.0%} of the time)"
     if "gates/timescale/q50" in at:
         low, median, high = (at[f"gates/timescale/{which}"] for which in ("q10", "q50", "q90"))
-        lines["memory of the median unit"] = f"{median:.1f} of 8 steps   (four fifths: {low:.1f} to {high:.1f})"
+        lines["memory of the median unit"] = f"{median:.1f} of 8 steps   (10 % to 90 %: {low:.1f} to {high:.1f})"
     horizon = at["gradient_flow/horizon"]
     lines["credit falls by a factor e in"] = f"{horizon:.1f} steps" if horizon < 70 else "over 70 steps: not at all"
     attractors, saddles = (at[f"fixed_points/reader/mean/{kind}"] for kind in ("attractors", "saddles"))
@@ -192,7 +191,7 @@ def story(run: pl.Trainer) -> dict[str, str]:
     raised = (tag.split("/") for tag, value in seen.items() if "/flags/" in tag and value)
     lines["flags raised"] = ", ".join(f"{flag} ({place})" for *_, place, _, flag in raised) or "none"
     watching = sum(value for tag, value in seen.items() if tag.endswith("/overhead"))
-    lines["time spent watching"] = f"{watching:.0%} of the training's, most of it for first and last pictures"
+    lines["time spent watching"] = f"{watching:.0%} of the training's (5 % by default, where it takes longer than this)"
     return lines
 
 

@@ -132,7 +132,8 @@ def claims(followed: list[SavedReport]) -> list[Claim]:
     found = [counts[-1][directions] for directions in range(4)]
     points, scalars = followed[-1].report.arrays, followed[-1].report.scalars
     edges = edges_between(points["fixed_points/store/zero/states"], points["fixed_points/store/zero/unstable"])
-    reached = [look.epoch for look, number in zip(followed, numbers, strict=True) if number >= 27]
+    others = [look.epoch for look, number in zip(followed, numbers, strict=True) if number != 27]
+    since = min((look.epoch for look in followed if look.epoch > max(others, default=-1)), default=None)
     entropy = scalars["fixed_points/store/zero/basin_entropy"]
     return [
         Claim(
@@ -141,14 +142,15 @@ def claims(followed: list[SavedReport]) -> list[Claim]:
             found == [8, 12, 6, 1] and numbers[-1] == 27,
         ),
         Claim(
-            "a cube: the 8 attractors are its corners, the 12 saddles lie in the middle of its edges",
+            "a cube: the 8 attractors are its corners, 12 saddles lie on its edges, one near the middle of each",
             f"{len(edges)} edges, that {'make' if is_cube(edges) else 'do not make'} a cube",
             is_cube(edges),
         ),
         Claim(
             "they appear during training",
-            f"{numbers[0]} at the first look" + (f", 27 since epoch {reached[0]}" if reached else ", never 27"),
-            numbers[0] < 27 and bool(reached),
+            f"{numbers[0]} at the first look"
+            + (", never 27 to the end" if since is None else f", 27 since epoch {since}"),
+            numbers[0] < 27 and since is not None,
         ),
         Claim(
             "all eight are used alike (3 bits), and small kicks do not change what is stored",
@@ -159,11 +161,13 @@ def claims(followed: list[SavedReport]) -> list[Claim]:
 
 
 def edges_between(states: NDArray[np.float64], unstable: NDArray[np.int64]) -> set[tuple[int, int]]:
-    """The pairs of attractors ``(N, H)`` between which the saddles with one unstable direction lie, by midpoint."""
+    """The pairs of attractors near whose midpoint, within a third of their distance, one of the 12 saddles lies."""
     attractors, saddles = states[unstable == 0], states[unstable == 1]
     pairs = list(combinations(range(len(attractors)), 2))
-    middles = np.array([(attractors[one] + attractors[other]) / 2 for one, other in pairs])
-    return {pairs[np.linalg.norm(middles - saddle, axis=1).argmin()] for saddle in saddles} if pairs else set()
+    ends = np.array([(attractors[one], attractors[other]) for one, other in pairs]).reshape(-1, 2, states.shape[1])
+    middles, lengths = ends.mean(1), np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1)
+    near = (np.linalg.norm(middles - saddle, axis=1) / lengths for saddle in saddles)
+    return {pairs[away.argmin()] for away in near if away.min(initial=np.inf) < 1 / 3}
 
 
 def is_cube(edges: set[tuple[int, int]]) -> bool:

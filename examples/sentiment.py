@@ -30,7 +30,7 @@ from rnn_callbacks.cells import cells
 from rnn_callbacks.report import Report
 
 from ._claims import Claim, end
-from ._run import looks, parser, start, trainer
+from ._run import looks, metric, parser, start, trainer
 from ._sentiment_reviews import LONGEST, VALENCES, VOCABULARY, WORDS, Batch, Reviews, plain_words, running_sum
 
 CELLS = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
@@ -133,12 +133,12 @@ def a_sum(walked: Walk, words: Tensor, untrained: float) -> list[Claim]:
             bool(decoded > 0.9 and decoded > untrained + 0.3),
         ),
         Claim(
-            "words that say nothing do not move it: by less than a fifth of what others do",
+            "words that say nothing hardly move it: less than a fifth as far as others",
             f"one that says nothing moves it by {plain:.3f}, one with a valence by {telling:.3f} (mean sizes)",
             bool(plain < telling / 5),
         ),
         Claim(
-            "every word moves it by its own valence",
+            "how far a word moves it goes with its valence",
             f"correlation of its move and its valence {alike:.3f}; {', '.join(some)}",
             bool(alike > 0.95),
         ),
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = trainer(options, "sentiment", [tracker, prober], gradient_clip_val=1.0, **fresh)
     run.fit(Reader(options.cell), data)
     (saved,) = Path(str(run.log_dir), "checkpoints").glob("*.ckpt")
-    print(f"\nUnseen reviews judged right: {float(run.callback_metrics['val_accuracy']):.1%}")
+    print(f"\nUnseen reviews judged right: {metric(run, 'val_accuracy'):.1%}")
     fixed, probed = (looks(run, noun)[-1].report for noun in ("fixed_points", "probes"))
     return end(claims(Reader.load_from_checkpoint(saved), data.held[0], fixed, probed), str(run.log_dir))
 

@@ -280,9 +280,12 @@ def interval(values: NDArray[np.float64], counts: NDArray[np.float64]) -> Interv
 
 
 def p_value(tally: Tally) -> float:
-    """How often probes of no use would gain as many bits: one-sided t-test of the mean gain over sequences."""
-    counted = tally.samples > 0
-    gains = tally.bits[counted] / tally.samples[counted]
+    """How often probes of no use would gain as many bits: one-sided t-test of what sequences gain, each in all.
+
+    Sums, for V-information is a mean over samples: short sequences (games that end soon, say) count less in it, and the
+    mean of their means may be negative where it is well above 0.
+    """
+    gains = tally.bits[tally.samples > 0]
     if len(gains) < 2 or (gains <= 0).all():
         return 1.0
     if np.ptp(gains) == 0:

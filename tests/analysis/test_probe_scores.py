@@ -225,9 +225,29 @@ def tally_of(bits, samples=None):
 
 def test_p_value_is_that_of_a_t_test_over_sequences():
     bits, samples = np.random.default_rng(0).normal(0.2, 1, 31), np.arange(31) % 4
-    gains = bits[samples > 0] / samples[samples > 0]
+    gains = bits[samples > 0]
     t = gains.mean() / gains.std(ddof=1) * np.sqrt(len(gains))
     assert p_value(tally_of(bits, samples)) == pytest.approx(stats.t.sf(t, len(gains) - 1))
+
+
+def test_p_value_is_about_the_mean_over_samples_as_the_bits_that_are_reported():
+    """Short sequences that lose a bit each, and long ones that gain a tenth at each of their steps."""
+    rng = np.random.default_rng(0)
+    samples = np.repeat([1, 31], 101)
+    bits = np.where(samples == 1, -1.0, 3.1) + rng.normal(0, 0.5, 202)
+    tally = tally_of(bits, samples)
+    assert (bits / samples).mean() < 0 < bits.sum() / samples.sum()
+    reported = interval(tally.information(draws(202, 0)), np.array([202.0]))
+    assert reported.low > 0
+    assert p_value(tally) < 0.001
+    assert p_value(tally_of(-bits, samples)) > 0.999
+
+
+def test_p_value_of_probes_of_no_use_is_uniform_whatever_the_lengths():
+    rng = np.random.default_rng(0)
+    samples = rng.integers(1, 43, size=300)
+    found = [p_value(tally_of(rng.normal(0, np.sqrt(samples)), samples)) for _ in range(997)]
+    assert stats.kstest(found, "uniform").pvalue > 0.01
 
 
 def test_p_value_of_equal_gains_is_that_of_their_signs():
