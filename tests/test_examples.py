@@ -5,16 +5,42 @@ import runpy
 import sys
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import rnn_callbacks
 from examples import digits, flip_flop, memory
+from examples._claims import Claim, command, end
+from examples._run import metric
 from rnn_callbacks import FixedPointTracker
 from rnn_callbacks.report import Report, SavedReport, load
 
 ROOT = Path(__file__).parent.parent
+
+
+def test_a_claim_that_fails_sets_the_exit_status(capsys):
+    kept, broken = Claim("two is even", "2 / 2 = 1", True), Claim("three is even", "3 / 2 = 1.5", False)
+    assert end([kept, kept], "logs") == 0
+    assert end([kept, broken], "logs") == 1
+    assert "  holds  two is even\n         2 / 2 = 1\n  FAILS  three is even\n" in capsys.readouterr().out
+
+
+def test_a_command_of_an_environment_that_is_not_active_is_named_in_full(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert Path(command("tensorboard")).exists()
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert command("tensorboard") == "tensorboard"
+
+
+def test_a_metric_is_the_last_that_was_logged(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    for step in range(3):
+        logger.log_metrics({"loss": 3.0 - step, "epoch": step}, step)
+    logger.finalize("success")
+    assert metric(pl.Trainer(logger=logger, accelerator="cpu"), "loss") == 1.0
 
 
 def spared(module, monkeypatch, **settings):
@@ -83,6 +109,9 @@ def test_a_cube_is_known_from_other_graphs():
     unstable = np.array([0] * 8 + [1] * 12)
     found = flip_flop.edges_between(np.concatenate([places, middles + 0.1]), unstable)
     assert {tuple(sorted(edge)) for edge in found} == {tuple(sorted(edge)) for edge in corners}
+    beside = np.concatenate([places, middles + 2])  # outside of the cube
+    assert not flip_flop.edges_between(beside, unstable)
+    assert not flip_flop.edges_between(places[:1], unstable[:1])  # no pair at all
 
 
 def test_memory_tells_who_reaches_far_back_and_who_learns(tmp_path, capsys, monkeypatch):

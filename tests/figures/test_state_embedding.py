@@ -92,6 +92,7 @@ def test_components_say_their_shares_once():
     axes = panels(drawn({"hidden": [embedded("phate"), embedded()]}, [classes()]))
     assert [panel.get_xlabel() for panel in axes] == [*[""] * 4, "component 1 (62%), 2 (25%)", *[""] * 3]
     alone = panels(drawn({"hidden": [embedded(epochs=(0,))]}, [classes()]))
+    assert alone[0].get_title(loc="left") == "hidden, PCA"  # the title of the whole says which look it is
     assert [panel.get_xlabel() for panel in alone] == ["component 1 (62%), 2 (25%)", ""]
 
 
