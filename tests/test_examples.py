@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from itertools import product
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -95,6 +96,30 @@ def test_flip_flop_says_when_what_is_known_does_not_hold(tmp_path, capsys, monke
     )
     assert flip_flop.main(["--epochs", "1", "--logs", str(tmp_path)]) == 1
     assert capsys.readouterr().out.count("  FAILS  ") >= 3
+
+
+def look_at(points, *, entropy=3.0, returned=1.0, epoch=1):
+    """A look that has found these points ``(N, 3)`` of the grid -1, 0, 1: unstable in each direction that is 0."""
+    here = "fixed_points/store/zero"
+    scalars = {f"{here}/basin_entropy": entropy, f"{here}/returned": returned}
+    arrays = {f"{here}/states": points, f"{here}/unstable": (points == 0).sum(1)}
+    return SavedReport(Report(scalars, arrays=arrays), epoch=epoch, step=epoch)
+
+
+def test_what_is_claimed_of_a_flip_flop_goes_by_its_points():
+    grid = np.array(list(product([-1.0, 0.0, 1.0], repeat=3)))
+    first, whole = look_at(grid[13:14], epoch=0), look_at(grid)
+
+    def held(*followed):
+        return [claim.holds for claim in flip_flop.claims(list(followed))]
+
+    assert held(first, whole) == [True] * 4
+    assert held(whole, whole) == [True, True, False, True]  # they were there
+    assert held(first, whole, look_at(grid[grid.any(1)])) == [False, True, False, True]  # the middle one is lost
+    unlike = np.where(grid == [0, 0, 1], 0.5, grid)  # 27 points, of other kinds
+    assert held(first, look_at(unlike))[0] is False
+    assert held(first, look_at(grid, entropy=2.5)) == [True, True, True, False]
+    assert held(first, look_at(grid, returned=0.5)) == [True, True, True, False]
 
 
 def test_a_cube_is_known_from_other_graphs():
