@@ -95,6 +95,9 @@ def _draw_credit(axes: Axes, found: CellFlow) -> None:
     axes.text(
         0.98, 0.03, "dashed: fit; grey: below 1 %", transform=axes.transAxes, ha="right", fontsize=8, color="0.35"
     )
+    if not shown[1:].any():
+        words = "nothing is left one step before:\na detached state, or units that forget at once"
+        axes.text(0.5, 0.6, words, transform=axes.transAxes, ha="center", fontsize=9, color="0.35")
     grown = f"grows {highest:.3g} times" if highest > 10 else f"horizon: {_steps(flow)}"
     axes.set_title(f"{flow.cell}: gradient left ({grown})")
 

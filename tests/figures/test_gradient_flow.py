@@ -69,6 +69,14 @@ def line(axes, label):
     return found
 
 
+def test_where_nothing_is_left_one_step_before_the_panel_says_so():
+    (found,) = look(make())
+    cut = drawn(one(found, credit=np.array([0.0, DEEPEST, DEEPEST]), horizon=0.0))
+    assert "nothing is left one step before" in words(cut.axes[0])
+    rendered(cut)
+    assert "nothing is left" not in words(drawn(found).axes[0])
+
+
 @pytest.mark.parametrize("family", [nn.GRU, nn.LSTM, nn.RNN])
 def test_credit_is_drawn_by_distance_with_its_horizon(family):
     (found,) = look(make(family))
