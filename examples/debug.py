@@ -39,8 +39,8 @@ TAGS = (KEPT, REACH, READ, BEFORE, "representation/reader.cell/hidden/cka_untrai
 
 # Of each fault the flag that tells it, a number, its bounds, and what it says.
 SIGNS: dict[Fault, tuple[str, str, float, float, str]] = {
-    "frozen_gates": ("frozen", KEPT, 2 * STEPS, 1e6, "the median unit keeps its state for {:.3g} steps"),
-    "large_lr": ("blown_up", MOVED, 100, 1e9, "the weights have moved by {:.3g} times their size"),
+    "frozen_gates": ("frozen", KEPT, 2 * STEPS, 1e6, "the median unit keeps its state for {:,.0f} steps"),
+    "large_lr": ("blown_up", MOVED, 100, 1e9, "the weights have moved by {:,.0f} times their size"),
     "detached_state": ("vanishing", REACH, 0, 1, "a hundredth of the credit is left {:.1f} steps back, 7 are needed"),
     "shifted_labels": ("missing", BEFORE, 0.9, 1, "a probe reads labels of the step before: {:.2f}, the given {:.2f}"),
 }
@@ -140,7 +140,7 @@ def watch(options: argparse.Namespace, fault: Fault) -> Seen:
     probes = ProbeTracker(concepts={"answer": answer, "answer_before": answer_before}, required={"answer": 0.9}, **each)
     others = [kind(**each) for kind in (GateMonitor, RepresentationTracker, WeightTrajectoryLogger)]
     callbacks = [flow, probes, *others, keep := ModelCheckpoint()]
-    run = trainer(options, f"debug_{fault}", callbacks, enable_progress_bar=False)
+    run = trainer(options, f"debug/{fault}", callbacks)
     run.fit(Reader(fault), data := Letters(options.sequences, fault=fault, seed=options.seed))
     reports = [look.report.scalars for kind in (flow, probes, *others) for look in looks(run, kind.noun)]
     numbers = {tag: value for scalars in reports for tag, value in scalars.items()}
@@ -159,21 +159,22 @@ def main(arguments: list[str] | None = None) -> int:
     settings.add_argument("--sequences", type=int, default=2048)
     options = settings.parse_args(arguments)
     warnings.filterwarnings("ignore", category=RecurrentHealthWarning)  # the flags are told below
-    print(f"Each network learns for {options.epochs} epochs. What each step of the workflow shows:\n")
-    print("                 gates keep for  credit goes  probes read,before  like untrained   right   flags raised")
     seen: dict[Fault, Seen] = {}
     for fault in get_args(Fault):
         if options.fault in (None, fault) or fault == "none":
+            print(f"{'mended' if fault == 'none' else fault}: learns for {options.epochs} epochs ...")
             seen[fault] = watch(options, fault)
-            print(row("mended" if fault == "none" else fault, seen[fault]), flush=True)
-    return end(claims(seen), options.logs)
+    print("\n                 gates keep for  credit goes  probes read,before  like untrained   right   flags raised")
+    print("\n".join(row("mended" if fault == "none" else fault, one) for fault, one in seen.items()))
+    return end(claims(seen), f"{options.logs}/debug")
 
 
 def row(name: str, seen: Seen) -> str:
     """One line of the table."""
     kept, reach, read, before, alike = (seen.numbers.get(tag, math.nan) for tag in TAGS)
     numbers = f"{kept:>11.2g} steps{reach:>8.1f} steps{read:>10.2f}, {before:.2f}{alike:>17.2f}{seen.right:>9.0%}"
-    return f"{name:<15}{numbers.replace('nan', '  -')}   {', '.join(seen.raised) or 'none'}"
+    numbers = numbers.replace("nan", "  -").replace("1e+06 steps", "    endless")
+    return f"{name:<15}{numbers}   {', '.join(seen.raised) or 'none'}"
 
 
 def claims(seen: dict[Fault, Seen]) -> list[Claim]:
