@@ -98,6 +98,22 @@ def test_flip_flop_says_when_what_is_known_does_not_hold(tmp_path, capsys, monke
     assert capsys.readouterr().out.count("  FAILS  ") >= 3
 
 
+@pytest.mark.parametrize(
+    ("bits", "gained", "score", "over", "holds"),
+    [
+        (3.0, 0.5, 0.95, 0.10, [True, True]),  # 2.5 of 3.2 bits before: five of seven tenths are closed
+        (2.7, 0.2, 0.95, 0.10, [True, False]),
+        (3.0, 0.5, 0.95, 0.25, [False, True]),
+    ],
+)
+def test_what_is_claimed_of_digits_goes_by_bits(bits, gained, score, over, holds, monkeypatch):
+    concept, probe = "probes/concepts/digit", "probes/reader.l0/hidden/digit"
+    seen = {f"{concept}/v_information": bits, f"{concept}/share": bits / 3.2, f"{concept}/emergence_gain": gained}
+    seen |= {f"{probe}/balanced_accuracy": score, f"{probe}/over_untrained": over}
+    monkeypatch.setattr(digits, "last", lambda run: seen)
+    assert [claim.holds for claim in digits.known("gru", None)] == holds
+
+
 def look_at(points, *, entropy=3.0, returned=1.0, epoch=1):
     """A look that has found these points ``(N, 3)`` of the grid -1, 0, 1: unstable in each direction that is 0."""
     here = "fixed_points/store/zero"

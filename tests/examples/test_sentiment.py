@@ -10,7 +10,7 @@ import torch
 
 from examples import sentiment
 from examples._sentiment_reviews import LONGEST, VALENCES, WORDS, read, reviews, running_sum
-from examples.sentiment import Reader, claims
+from examples.sentiment import Reader, Walk, a_line, a_sum, claims
 from rnn_callbacks.report import Report
 
 UNITS = 8  # the embedding's width
@@ -149,3 +149,21 @@ def test_eigenvalues_that_belong_to_no_line_are_seen(summing, values):
 def test_without_a_fixed_point_there_is_no_eigenvalue(summing):
     fixed = dict(summing[1].arrays) | {"fixed_points/reader/plain/eigenvalues": np.zeros((0, 2), complex)}
     assert not claims(summing[0], held(), replace(summing[1], arrays=fixed), summing[2])[0].holds
+
+
+def test_a_plane_is_no_line():
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randn(997, 5, generator=generator) * torch.tensor([1, 1, 0, 0, 0])
+    long = flat * torch.tensor([1, 0.1, 0, 0, 0])
+    assert [a_line(Walk(rests, 1.0, None, None)).holds for rests in (flat, long, 0.1 * long)] == [False, True, False]
+
+
+def test_a_place_that_tells_the_sum_only_roughly_is_not_enough():
+    words = held()
+    last = (words > 0).sum(1).numpy()
+    sums = np.pad(VALENCES[words].cumsum(1).numpy(), [(0, 0), (1, 0)])
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 0.4 * sums[:, -1].std(), len(sums))[:, None]  # leaves 1 / 1.16 of the variance: 0.86
+    for place, holds in ((sums, True), (sums + noise, False)):
+        assert a_sum(Walk(None, 1.0, place, last), words, 0.0)[0].holds is holds
+    assert not a_sum(Walk(None, 1.0, sums, last), words, 0.8)[0].holds  # the untrained network tells it as well
