@@ -291,8 +291,9 @@ class GradientFlowMonitor(EpochCallback):
         report.describe_steps(self._meter, norms, sizes)
 
     def headlines(self) -> dict[str, str]:
+        fades = "the gradient fades to a third in {value:.3g} steps (ten times the sequence: it does not)"
         found = {
-            f"gradient_flow/{place}/horizon": f"{called}: the gradient fades to a third in {{value:.3g}} steps"
+            f"gradient_flow/{place}/horizon": f"{called}: {fades}"
             for place, (called, _) in headline_cells(self.watched).items()
         }
         return {**found, "gradient_flow/total/norm": "all weights: gradient of size {value:.3g}"}
