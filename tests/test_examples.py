@@ -176,7 +176,8 @@ def test_memory_tells_who_reaches_far_back_and_who_learns(tmp_path, capsys, monk
         ("copy", "gru", 0.95, 30.0, True, False),
         ("copy", "chrono", 0.5, 40.0, False, True),
         ("copy", "chrono", 0.5, 20.0, False, False),
-        ("adding", "gru", 0.99, 4.0, False, False),
+        ("adding", "gru", 0.05, 4.0, False, True),
+        ("adding", "gru", 0.15, 4.0, False, False),
     ],
 )
 def test_a_claim_about_memory_goes_by_what_was_seen(task, cell, error, horizon, flagged, holds):
