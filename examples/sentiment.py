@@ -5,8 +5,8 @@ liked if the sum of its valences, and some chance, is above zero. The network sh
 (2019) describe: a line on which its state can rest, with one eigenvalue near 1; the place on it is the sum so far, and
 words that say nothing leave it there.
 
-Run ``python -m examples.sentiment`` from the root of the repository; ``--cell lstm`` or ``rnn`` to compare (their
-lines are worse: one claim fails, and two), ``--text FILE`` for reviews of your own: in each line 1 (liked) or 0, then the
+Run ``python -m examples.sentiment`` from the root of the repository; ``--cell lstm`` or ``rnn`` to compare (their lines
+are worse: one claim fails, and two), ``--text FILE`` for reviews of your own: in each line 1 (liked) or 0, then the
 words. With Lightning's command line: ``python -m examples.sentiment fit --config configs/sentiment.yaml``.
 """
 
