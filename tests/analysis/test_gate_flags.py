@@ -60,7 +60,7 @@ def chrono(module, seed):
     return with_biases(module, keep_weights=True, z=bias)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:2])  # each trains a network, for two seconds
 @pytest.mark.parametrize("start", ["default", "chrono"])
 @pytest.mark.parametrize("family", [nn.LSTM, nn.GRU])
 def test_healthy_network_raises_no_flag_before_or_after_it_learns(family, start, seed):
