@@ -2,7 +2,7 @@
 
 A network reads letters aloud; where it reads a question mark, it must say the first letter of the sequence, seven steps
 back or more; without a memory that is a guess. It is kept from that by gates that a bias holds shut, a learning rate
-far too large, a state detached from its past, or labels shifted by a step. Four looks find them: at gates, gradients
+far too large, a state detached from its past, or labels shifted by a step. Four checks find them: of gates, gradients
 (Bengio et al. 1994), probes (Alain and Bengio 2016), likeness to the untrained network (Kornblith et al. 2019).
 Run ``python -m examples.debug`` from the root of the repository; ``--fault frozen_gates`` for one of them. With
 Lightning's command line: ``python -m examples.debug fit --config configs/debug.yaml``.
